@@ -1,0 +1,425 @@
+"""The entropy layer: integers to nearly as few bits as their statistics allow, and back.
+
+Everything goes through one asymmetric-numeral-systems coder (Duda 2013, arXiv 1311.2540, as
+implemented by ``constriction``). Probabilities are integers that sum to 2**24, made by integer
+arithmetic alone, so that both ends agree bit for bit on any machine. Tables of probabilities
+travel inside the stream, as rounded logarithms of the counts.
+
+A decoder reads whatever it is given: each read is bounded by what the caller expects, garbage
+decodes to values within those bounds, and `Decoder.finish` refuses a stream that does not end
+exactly where its last value does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import isqrt, prod
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.errors import PayloadError
+
+Ints = NDArray[np.int64]
+Symbols = NDArray[np.int32]
+
+TOTAL = 1 << 24
+"""What the integer probabilities of one table sum to: the coder's own precision."""
+MAX_SYMBOL = (1 << 16) - 1
+MAX_INTEGER = (1 << 31) - 1
+
+_OCTAVES = 23  # a table holds counts down to 2**-23 of the largest; rarer ones keep 2**-24
+_MAX_RESOLUTION = 5  # levels of a table: at most 2**5 to the octave
+_SLOPES = 8
+_MAX_SHIFT = 31
+
+# Bits of one difference between a table's levels at each slope: so many per step, and at least.
+_STEP_BITS = 2.0 ** np.arange(_SLOPES) / 32
+_STEP_START = np.log2((1 + 2**-_STEP_BITS) / (1 - 2**-_STEP_BITS))
+
+# 2**(20 + i/32) rounded down, exactly: five integer square roots are one integer 32nd root.
+_ROOTS = [1 << (640 + i) for i in range(32)]
+for _ in range(5):
+    _ROOTS = [isqrt(root) for root in _ROOTS]
+_FRACTIONS = np.array(_ROOTS, np.int64)
+
+
+def _exp2(e: Ints) -> Ints:
+    """2**(20 + e/32) rounded down, for integers 0 <= e <= 23 * 32."""
+    powers: Ints = _FRACTIONS[e & 31] << (e >> 5)
+    return powers
+
+
+def integer_probabilities(weights: Ints) -> Ints:
+    """Scale weights to integers of at least 1 that sum to `TOTAL`, by integer arithmetic alone."""
+    weights = weights >> max(0, int(weights.sum()).bit_length() - 38)  # the product fits 63 bits
+    rest = TOTAL - len(weights)
+    shares = weights * rest // max(1, int(weights.sum()))
+    shares[np.argmax(weights)] += rest - shares.sum()
+    return shares + 1
+
+
+def _categorical(weights: Ints) -> Any:
+    """Return the coder's model of `weights`, one per symbol (at least two).
+
+    The coder gives every symbol 1 and shares the rest by ``floor(cumulative * rest / sum)``. With
+    floats that are integers and sum to the rest, nothing is ever rounded.
+    """
+    shares = integer_probabilities(weights) - 1
+    return constriction.stream.model.Categorical(shares.astype(np.float64), perfect=False)
+
+
+@lru_cache(maxsize=16)
+def _uniform(width: int) -> Any:
+    return constriction.stream.model.Uniform(1 << width)
+
+
+@lru_cache(maxsize=64)
+def _laplace(span: int, slope: int) -> Any:
+    """Return a model of differences in [-span, span], halving every 32 / 2**slope steps."""
+    distance = np.abs(np.arange(-span, span + 1)) << slope
+    return _categorical(_exp2(np.maximum(0, _OCTAVES * 32 - distance)))
+
+
+def _table_model(levels: Ints, resolution: int) -> Any:
+    """Return the model of a table of rounded logarithms; level 0 is a symbol that never occurs."""
+    weights = _exp2(np.minimum(levels << (5 - resolution), _OCTAVES * 32))
+    return _categorical(np.where(levels > 0, weights, 0))
+
+
+def _groups(contexts: NDArray[Any] | None, count: int) -> Iterator[Any]:
+    """Yield where the values of each context that occurs are, in order of context."""
+    if contexts is None:
+        yield slice(None)
+        return
+    for context in range(count):
+        chosen = contexts == context
+        if chosen.any():
+            yield chosen
+
+
+def _octave(values: NDArray[Any]) -> Ints:
+    """Floor of log2, exact for positive integers below 2**53."""
+    return np.frexp(values)[1].astype(np.int64) - 1
+
+
+def _tokens(values: NDArray[Any]) -> tuple[NDArray[Any], Ints, Ints]:
+    """Return tokens (exact below 16, then four to the octave), and where and how wide the rest is.
+
+    The token of a large integer says its octave and the two bits below the leading one.
+    """
+    large = np.flatnonzero(values >= 16)
+    widths = _octave(values[large]) - 2
+    tokens = values.copy()
+    tokens[large] = 4 * widths + (values[large] >> widths) + 4
+    return tokens, large, widths
+
+
+class Encoder:
+    """Collects integers and packs them into one byte string.
+
+    Each method has its mirror in `Decoder`, to be called in the same order with the same bounds.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Symbols | int, Any]] = []
+
+    def finish(self) -> bytes:
+        """Return the packed stream; the encoder is spent."""
+        coder = constriction.stream.stack.AnsCoder()
+        while self._parts:  # the coder is a stack: what goes in last comes out first
+            coder.encode_reverse(*self._parts.pop())
+        return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+
+    def _put(self, values: NDArray[Any], model: Any) -> None:
+        self._parts.append((np.ascontiguousarray(values, np.int32), model))
+
+    def uint(self, value: int, limit: int) -> None:
+        """Add one integer in ``[0, limit]`` as it is, in the bits that `limit` has."""
+        for shift in range(0, limit.bit_length(), 16):
+            width = min(16, limit.bit_length() - shift)
+            self._parts.append((value >> shift & 0xFFFF, _uniform(width)))
+
+    def bits(self, values: NDArray[Any], width: int) -> None:
+        """Add the low `width` bits of integers as they are: ``width * n`` bits in all."""
+        for place in range(width):
+            plane = (values >> place & 1).astype(np.uint8)
+            packed = np.packbits(plane, bitorder="little").tobytes()
+            full, rest = divmod(len(values), 16)
+            words = np.frombuffer(packed + b"\0", "<u2", count=full + (rest > 0))
+            self._put(words[:full], _uniform(16))
+            if rest:
+                self._put(words[full:], _uniform(rest))
+
+    def floats(self, values: NDArray[np.floating[Any]]) -> None:
+        """Add float32 or float16 numbers as they are."""
+        little_endian = values.astype(values.dtype.newbyteorder("<"))
+        self._put(little_endian.view("<u2"), _uniform(16))
+
+    def symbols(self, values: NDArray[Any]) -> None:
+        """Add integers in ``[0, MAX_SYMBOL]`` at the cost of their entropy and a small table."""
+        if values.size:
+            self._put(values, self._table(np.bincount(values)))
+
+    def _table(self, counts: Ints) -> Any:
+        """Add the rounded logarithms of `counts` and return the model that they make."""
+        last = len(counts) - 1
+        self.uint(last.bit_length(), MAX_SYMBOL.bit_length())
+        self.uint(last, (1 << last.bit_length()) - 1)
+        # Finer levels fit better and cost more: the two balance near n / (25 * symbols) = 4**r.
+        finest = isqrt(int(counts.sum()) // (25 * len(counts)))
+        resolution = min(_MAX_RESOLUTION, finest.bit_length())
+        octaves = np.log2(np.maximum(counts, 1) / counts.max()) + _OCTAVES
+        levels = np.rint(octaves * 2**resolution).astype(np.int64)
+        levels = np.append(np.where(counts, np.maximum(levels, 1), 0), 0)[: max(2, len(counts))]
+        steps, span = np.diff(levels), _OCTAVES << resolution
+        size = np.abs(steps).sum() * _STEP_BITS + steps.size * _STEP_START
+        slope = int(np.argmin(size))
+        self.uint(resolution, _MAX_RESOLUTION)
+        self.uint(slope, _SLOPES - 1)
+        self.uint(int(levels[0]), span)
+        self._put(steps + span, _laplace(span, slope))
+        return _table_model(levels, resolution)
+
+    def integers(
+        self, values: NDArray[Any], contexts: NDArray[Any] | None = None, count: int = 1
+    ) -> None:
+        """Add integers in ``[0, MAX_INTEGER]`` at the cost of their entropy and small tables.
+
+        Low bits in which their distribution is flat travel as they are. Of the rest, numbers below
+        16 have a probability each and larger ones share one by the quarter of an octave.
+
+        Parameters
+        ----------
+        values : ndarray of int, shape (n,)
+            The integers; small ones should be the frequent ones.
+        contexts : ndarray of int, shape (n,), optional
+            Which of `count` tables each integer is coded with; the decoder must know it already.
+        count : int
+            Number of contexts.
+        """
+        for group in _groups(contexts, count):
+            part = values[group]
+            if not part.size:
+                continue
+            shift = max(0, int(part.mean()).bit_length() - 4)
+            self.uint(shift, _MAX_SHIFT)
+            high = part >> shift
+            tokens, large, widths = _tokens(high)
+            self.symbols(tokens)
+            for width in np.flatnonzero(np.bincount(widths)):
+                self.bits(high[large[widths == width]], int(width))
+            self.bits(part, shift)
+
+
+class Decoder:
+    """Reads what an `Encoder` packed, from bytes that may be damaged or hostile.
+
+    Parameters
+    ----------
+    data : memoryview
+        What `Encoder.finish` returned.
+
+    Raises
+    ------
+    PayloadError
+        Here and in every method: if the stream cannot be one that `Encoder` makes.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        if len(data) and data[-1] == 0:
+            raise PayloadError("the entropy-coded stream ends in a zero byte")
+        words = np.frombuffer(bytes(data) + b"\0" * (-len(data) % 4), "<u4")
+        self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32))
+
+    def finish(self) -> None:
+        """Refuse a stream that goes on after its last value, or ended before it."""
+        if not self._coder.is_empty():
+            raise PayloadError("the entropy-coded stream does not end where its values do")
+
+    def _get(self, count: int, model: Any) -> Symbols:
+        symbols: Symbols = self._coder.decode(model, count)
+        return symbols
+
+    def uint(self, limit: int) -> int:
+        """Read one integer in ``[0, limit]``."""
+        value = 0
+        for shift in range(0, limit.bit_length(), 16):
+            width = min(16, limit.bit_length() - shift)
+            value |= int(self._coder.decode(_uniform(width))) << shift
+        if value > limit:
+            raise PayloadError(f"{value} is out of range: at most {limit}")
+        return value
+
+    def bits(self, count: int, width: int) -> Ints:
+        """Read `count` integers of `width` bits."""
+        values = np.zeros(count, np.int64)
+        full, rest = divmod(count, 16)
+        for place in range(width):
+            words = self._get(full, _uniform(16)).astype("<u2")
+            if rest:
+                words = np.append(words, self._get(1, _uniform(rest)).astype("<u2"))
+            plane = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
+            values |= plane.astype(np.int64) << place
+        return values
+
+    def floats(self, count: int, dtype: str = "float32") -> NDArray[np.floating[Any]]:
+        """Read `count` float32 or float16 numbers, which may be NaN or infinite."""
+        kind = np.dtype(dtype)
+        words = self._get(count * kind.itemsize // 2, _uniform(16)).astype("<u2")
+        return words.view(kind.newbyteorder("<")).astype(kind)
+
+    def symbols(self, size: int, limit: int) -> Symbols:
+        """Read `size` integers in ``[0, limit]``."""
+        return self._get(size, self._table(limit)) if size else np.zeros(0, np.int32)
+
+    def _table(self, limit: int) -> Any:
+        last = self.uint((1 << self.uint(MAX_SYMBOL.bit_length())) - 1)
+        if last > min(limit, MAX_SYMBOL):
+            raise PayloadError(f"a table for symbols to {last}: at most {limit}")
+        resolution = self.uint(_MAX_RESOLUTION)
+        slope = self.uint(_SLOPES - 1)
+        span = _OCTAVES << resolution
+        first = self.uint(span)
+        steps = self._get(max(1, last), _laplace(span, slope)) - span
+        levels = np.cumsum(np.append(first, steps))
+        if levels.min() < 0 or levels.max() > span:
+            raise PayloadError("a table of probabilities leaves its range")
+        return _table_model(levels, resolution)
+
+    def integers(
+        self, size: int, limit: int, contexts: NDArray[Any] | None = None, count: int = 1
+    ) -> Ints:
+        """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
+        values = np.zeros(size, np.int64)
+        for group in _groups(contexts, count):
+            values[group] = self._integers(values[group].size, limit)
+        if size and values.max() > limit:
+            raise PayloadError(f"{values.max()} is out of range: at most {limit}")
+        return values
+
+    def _integers(self, size: int, limit: int) -> Ints:
+        if not size:
+            return np.zeros(0, np.int64)
+        shift = self.uint(_MAX_SHIFT)
+        values = self.symbols(size, int(_tokens(np.array([limit >> shift]))[0][0])).astype(np.int64)
+        large = np.flatnonzero(values >= 16)
+        widths = values[large] // 4 - 2
+        values[large] = (values[large] - 4 - 4 * widths) << widths
+        for width in np.flatnonzero(np.bincount(widths)):
+            of_width = large[widths == width]
+            values[of_width] |= self.bits(len(of_width), int(width))
+        return values << shift | self.bits(size, shift)
+
+
+def _starts(sizes: Ints) -> Ints:
+    """Where each of consecutive runs of `sizes` begins."""
+    return np.cumsum(sizes, dtype=np.int64) - sizes
+
+
+def _line_bits(counts: Ints, lengths: Ints) -> NDArray[np.float64]:
+    """Bits of `counts` positions in lines of `lengths` and of the counts themselves, roughly."""
+    rest = lengths - counts
+    kept = counts * np.log2(lengths / np.maximum(counts, 1))
+    bits: NDArray[np.float64] = kept + rest * np.log2(lengths / np.maximum(rest, 1))
+    return bits + np.log2(1 + counts)
+
+
+_CLASSES = 64
+
+
+def _density(kept: Ints, lines: Ints) -> Ints:
+    """Context of a line's count: 0 if its matrix has none, else by octave of the matrix's mean."""
+    return np.where(kept > 0, 1 + _octave(1 + 16 * kept // lines), 0)
+
+
+def _spacing(counts: Ints, lengths: Ints) -> Ints:
+    """Context of a gap: by octave of its line's mean gap; lone positions have their own."""
+    return _octave(lengths // np.maximum(counts, 1)) + np.where(counts == 1, _CLASSES // 2, 0)
+
+
+def _matrices(layout: Layout) -> Ints:
+    """Rows and columns of each float array that is not empty, leading axes merged into rows."""
+    shapes = [(1, *t.shape) for t in layout.floats if t.size]
+    return np.array([(prod(s[:-1]), s[-1]) for s in shapes], np.int64).reshape(-1, 2)
+
+
+def encode_indices(encoder: Encoder, indices: Ints, layout: Layout) -> Ints:
+    """Add the sorted positions of the coordinates of an update that are kept.
+
+    Kept coordinates cluster by matrix and, within one, by row or by column. Each matrix is cut
+    into lines along whichever clusters more; a count per line and the gaps within lines are coded,
+    each by the frequencies of its kind.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Where they are added.
+    indices : ndarray of int64, shape (k,)
+        Distinct positions in the layout's vector, ascending.
+    layout : Layout
+        The arrays the vector is made of; it has at least one coordinate.
+
+    Returns
+    -------
+    ndarray of int64, shape (k,)
+        The order in which `decode_indices` will return `indices`.
+    """
+    rows, cols = _matrices(layout).T
+    starts = _starts(rows * cols)
+    matrix = np.searchsorted(starts, indices, side="right") - 1
+    row, col = np.divmod(indices - starts[matrix], cols[matrix])
+
+    def bits(lines: Ints, lengths: Ints, line: Ints) -> NDArray[np.float64]:
+        counts = np.bincount(_starts(lines)[matrix] + line, minlength=lines.sum())
+        return np.add.reduceat(_line_bits(counts, np.repeat(lengths, lines)), _starts(lines))
+
+    across = bits(cols, rows, col) < bits(rows, cols, row)
+    lines, lengths = np.where(across, (cols, rows), (rows, cols))
+    line, position = np.where(across[matrix], (col, row), (row, col))
+    line += _starts(lines)[matrix]
+    order = np.argsort(line * lengths.max() + position)
+    line, position = line[order], position[order]
+    counts = np.bincount(line, minlength=lines.sum())
+
+    density = _density(np.add.reduceat(counts, _starts(lines)), lines)
+    encoder.bits(across.astype(np.int64), 1)
+    encoder.symbols(density)
+    contexts = np.repeat(density, lines)
+    encoder.integers(counts[contexts > 0], contexts[contexts > 0], _CLASSES)
+    gaps = np.diff(position, prepend=-1) - 1
+    first = _starts(counts)[counts > 0]
+    gaps[first] = position[first]
+    encoder.integers(gaps, np.repeat(_spacing(counts, np.repeat(lengths, lines)), counts), _CLASSES)
+    return order
+
+
+def decode_indices(decoder: Decoder, layout: Layout) -> Ints:
+    """Read distinct positions in the order that `encode_indices` returned; see there."""
+    rows, cols = _matrices(layout).T
+    across = decoder.bits(len(rows), 1).astype(bool)
+    lines, lengths = np.where(across, (cols, rows), (rows, cols))
+    contexts = np.repeat(decoder.symbols(len(rows), _CLASSES - 1), lines)
+    length = np.repeat(lengths, lines)
+    counts = np.zeros(len(length), np.int64)
+    used = contexts > 0
+    counts[used] = decoder.integers(int(used.sum()), int(length.max()), contexts[used], _CLASSES)
+    if np.any(counts > length):
+        raise PayloadError("more positions than coordinates")
+    contexts = np.repeat(_spacing(counts, length), counts)
+    ends = np.cumsum(1 + decoder.integers(len(contexts), int(length.max()), contexts, _CLASSES))
+    first = _starts(counts)
+    before = np.append(0, ends)[first]
+    line = np.repeat(np.arange(len(length)), counts)
+    position = ends - 1 - before[line]
+    if np.any(position >= length[line]):
+        raise PayloadError("a position lies outside its matrix")
+    matrix = np.repeat(np.arange(len(rows)), lines)[line]
+    line -= _starts(lines)[matrix]
+    row, col = np.where(across[matrix], (position, line), (line, position))
+    indices: Ints = _starts(rows * cols)[matrix] + row * cols[matrix] + col
+    return indices

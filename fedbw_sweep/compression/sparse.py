@@ -1,0 +1,285 @@
+"""Sparse updates: a few coordinates travel, the rest are zero.
+
+A payload is the positions (see `entropy.encode_indices`) and the values, entropy coded together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import isfinite, lgamma, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.entropy import (
+    Decoder,
+    Encoder,
+    Ints,
+    decode_indices,
+    encode_indices,
+)
+from fedbw_sweep.errors import ConfigError, PayloadError
+
+VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "sign": 1}
+"""How kept values may travel, and the bits that one takes at most."""
+
+
+def _check_density(density: object) -> None:
+    number = isinstance(density, (int, float)) and not isinstance(density, bool)
+    if not number or not 0 < density <= 1:  # type: ignore[operator]
+        raise ConfigError("density", density, "a number in (0, 1]: the fraction that is kept")
+
+
+def _check_values(values: object) -> None:
+    if values not in VALUE_BITS:
+        raise ConfigError("values", values, f"one of {', '.join(VALUE_BITS)}")
+
+
+def kept_count(density: float, size: int) -> int:
+    """Return ``max(1, floor(density * size))`` for the density as it is written in decimal.
+
+    ``floor(0.29 * 100)`` is 28 in floating point; here it is 29. Of nothing, nothing is kept.
+    """
+    return min(size, max(1, int(Fraction(str(density)) * size)))
+
+
+def largest(magnitudes: FloatVector, count: int) -> Ints:
+    """Return the ascending indices of the `count` largest; among equals the first are taken."""
+    candidates = np.arange(0)
+    # A sample finds a threshold that a few too many pass, so that few need sorting. Its stride is
+    # odd, for columns to be sampled alike.
+    sample = magnitudes[:: magnitudes.size >> 16 | 1]
+    rank = int(1.2 * count * sample.size / magnitudes.size) + 32
+    if rank < sample.size // 4:
+        floor = np.partition(sample, -rank)[-rank]
+        candidates = np.flatnonzero(magnitudes >= floor)
+    if candidates.size < count:
+        candidates = np.arange(magnitudes.size)
+    passed = magnitudes[candidates]
+    threshold = np.partition(passed, -count)[-count]
+    above = passed > threshold
+    ties = np.flatnonzero(passed == threshold)[: count - np.count_nonzero(above)]
+    above[ties] = True
+    indices: Ints = candidates[above]
+    return indices
+
+
+def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
+    """Add kept values; all but fp32 are relative to the largest (the mean, for signs)."""
+    if kind == "fp32":
+        encoder.floats(values)
+    if kind == "fp32" or not values.size:
+        return
+    magnitudes = np.abs(values)
+    scale = magnitudes.mean(dtype=np.float64) if kind == "sign" else magnitudes.max()
+    encoder.floats(np.array([scale], np.float32))
+    if kind == "fp16":
+        encoder.floats((values / np.float64(scale)).astype(np.float16))
+        return
+    encoder.bits(np.signbit(values).astype(np.int64), 1)
+    if kind == "int8":
+        encoder.integers(np.rint(magnitudes * (127 / np.float64(scale))).astype(np.int64))
+
+
+def _decode_values(decoder: Decoder, count: int, kind: str) -> NDArray[np.floating[Any]]:
+    if kind == "fp32":
+        return decoder.floats(count)
+    if not count:
+        return np.zeros(0, np.float32)
+    scale = float(decoder.floats(1)[0])
+    if not (isfinite(scale) and scale >= 0):
+        raise PayloadError(f"{scale} is not a scale")
+    if kind == "fp16":
+        relative = decoder.floats(count, "float16")
+        if not np.all(np.abs(relative) <= 1):
+            raise PayloadError("a value exceeds the largest value")
+        return relative * np.float64(scale)
+    signs = 1 - 2 * decoder.bits(count, 1)
+    if kind == "sign":
+        return signs * scale
+    return signs * decoder.integers(count, 127) * (scale / 127)
+
+
+class _Sparse(Compressor):
+    """What `TopK` and `Threshold` share: all but the choice of coordinates."""
+
+    values: str
+
+    def _keep(self, magnitudes: FloatVector) -> Ints:
+        """Return the ascending indices of the coordinates to send."""
+        raise NotImplementedError
+
+    def _most(self, size: int) -> int:
+        """Return how many of `size` coordinates are sent at most."""
+        return size
+
+    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+        if not update.size:
+            return b""
+        encoder = Encoder()
+        indices = self._keep(np.abs(update))
+        order = encode_indices(encoder, indices, layout)
+        _encode_values(encoder, update[indices[order]], self.values)
+        return encoder.finish()
+
+    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+        decoder = Decoder(body)
+        update = np.zeros(layout.size, np.float32)
+        if update.size:
+            indices = decode_indices(decoder, layout)
+            if len(indices) > self._most(layout.size):
+                raise PayloadError(f"{len(indices)} coordinates, more than the density allows")
+            update[indices] = _decode_values(decoder, len(indices), self.values)
+        decoder.finish()
+        return update
+
+
+@dataclass(frozen=True)
+class TopK(_Sparse):
+    """Keep the coordinates of largest magnitude (Aji and Heafield 2017, arXiv 1704.05021).
+
+    Biased: use with error feedback. Zeros are never sent.
+
+    Parameters
+    ----------
+    density : float
+        Fraction of all coordinates that is kept, in (0, 1]: ``max(1, floor(density * size))``.
+    values : {"fp32", "fp16", "int8", "sign"}
+        How the kept values travel. ``sign`` sends their signs and their mean magnitude.
+    """
+
+    density: float = 0.01
+    values: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+        _check_values(self.values)
+
+    def expected_bytes(self, layout: Layout) -> int:
+        """Size with positions spread evenly, ``log2 C(n, k)`` bits; they cluster and cost less."""
+        n, k = layout.size, self._most(layout.size)
+        positions = (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
+        return self.FRAME_BYTES + round((positions + k * VALUE_BITS[self.values]) / 8)
+
+    def _keep(self, magnitudes: FloatVector) -> Ints:
+        indices = largest(magnitudes, self._most(magnitudes.size))
+        return indices[magnitudes[indices] > 0]
+
+    def _most(self, size: int) -> int:
+        return kept_count(self.density, size)
+
+
+@dataclass(frozen=True)
+class Ternary(TopK):
+    """Sparse ternary compression, STC (Sattler et al. 2019, arXiv 1903.02891).
+
+    The largest coordinates are kept and each becomes plus or minus their mean magnitude, the mean
+    over the kept ones: `TopK` with signs for values. Biased: use with error feedback.
+
+    Parameters
+    ----------
+    density : float
+        Fraction of all coordinates that is kept, in (0, 1].
+    """
+
+    values: str = field(default="sign", init=False)
+
+
+@dataclass(frozen=True)
+class Threshold(_Sparse):
+    """Keep every coordinate whose magnitude reaches a threshold (Strom 2015).
+
+    Biased: use with error feedback. How much is sent follows the update.
+
+    Parameters
+    ----------
+    threshold : float
+        Smallest magnitude that is sent, above 0, in the units of the weights.
+    values : {"fp32", "fp16", "int8", "sign"}
+        How the kept values travel. ``sign`` sends their signs and their mean magnitude.
+    """
+
+    threshold: float = 1e-3
+    values: str = "fp32"
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not 0 < self.threshold < float("inf"):
+            raise ConfigError("threshold", self.threshold, "a finite magnitude above 0")
+        _check_values(self.values)
+
+    def _keep(self, magnitudes: FloatVector) -> Ints:
+        return np.flatnonzero((magnitudes >= self.threshold) & (magnitudes > 0))
+
+
+def random_subset(seed: int, size: int, count: int) -> Ints:
+    """Return `count` distinct indices below `size`, ascending, the same on any machine.
+
+    They are the first distinct ones of a stream of raw PCG-64 output, which NumPy never changes.
+    """
+    if 2 * count > size:
+        left_out = random_subset(seed, size, size - count)
+        return np.delete(np.arange(size), left_out)
+    draws = count
+    distinct = first = np.zeros(0, np.int64)
+    while len(distinct) < count:
+        draws += draws // 2 + 16
+        uniform = (np.random.PCG64(seed).random_raw(draws) >> np.uint64(12)) * 2.0**-52
+        distinct, first = np.unique((uniform * size).astype(np.int64), return_index=True)
+    return np.sort(distinct[np.argsort(first)[:count]])
+
+
+@dataclass(frozen=True)
+class RandK(Compressor):
+    """Keep coordinates chosen at random (Konecny et al. 2016, arXiv 1610.05492).
+
+    Positions cost four bytes in all: both ends draw them from a seed in the payload.
+
+    Parameters
+    ----------
+    density : float
+        Fraction of all coordinates that is kept, in (0, 1]: ``max(1, floor(density * size))``.
+    values : {"fp32", "fp16", "int8", "sign"}
+        How the kept values travel. ``sign`` sends their signs and their mean magnitude.
+    unbiased : bool
+        Whether the decoder multiplies by size / kept, which makes the expected update exact up to
+        the rounding of `values`. With error feedback it must not: the residual would grow.
+    """
+
+    density: float = 0.01
+    values: str = "fp32"
+    unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
+        _check_values(self.values)
+        if not isinstance(self.unbiased, bool):
+            raise ConfigError("unbiased", self.unbiased, "true or false")
+
+    def expected_bytes(self, layout: Layout) -> int:
+        """Size in bytes to within a few, less what int8 values gain from entropy coding."""
+        kept = kept_count(self.density, layout.size)
+        return self.FRAME_BYTES + 4 + kept * VALUE_BITS[self.values] // 8
+
+    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+        encoder = Encoder()
+        seed = int(rng.integers(1 << 32))
+        encoder.uint(seed, (1 << 32) - 1)
+        kept = random_subset(seed, layout.size, kept_count(self.density, layout.size))
+        _encode_values(encoder, update[kept], self.values)
+        return encoder.finish()
+
+    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+        decoder = Decoder(body)
+        count = kept_count(self.density, layout.size)
+        kept = random_subset(decoder.uint((1 << 32) - 1), layout.size, count)
+        values = _decode_values(decoder, count, self.values)
+        decoder.finish()
+        gain = layout.size / count if self.unbiased and count else 1.0
+        update = np.zeros(layout.size, np.float32)
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused by `decode`
+            update[kept] = values * np.float64(gain)
+        return update

@@ -1,0 +1,265 @@
+"""The entropy layer: exact integer tables, sizes near the entropy, decoders that trust no one."""
+
+from __future__ import annotations
+
+from math import comb, log2
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.entropy import (
+    MAX_INTEGER,
+    MAX_SYMBOL,
+    TOTAL,
+    Decoder,
+    Encoder,
+    _categorical,
+    _exp2,
+    _laplace,
+    _uniform,
+    decode_indices,
+    encode_indices,
+    integer_probabilities,
+)
+from fedbw_sweep.errors import PayloadError
+
+
+def reference_decode(data: bytes, probabilities: list[int], count: int) -> list[int]:
+    """Decode by the textbook: streaming ANS, 64-bit state, 32-bit words, integers only."""
+    words = list(np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4"))
+    state = 0
+    while words and state < 1 << 32:
+        state = state << 32 | int(words.pop())
+    bounds = np.append(0, np.cumsum(probabilities))
+    symbols = []
+    for _ in range(count):
+        quantile = state % TOTAL
+        symbol = int(np.searchsorted(bounds, quantile, side="right")) - 1
+        state = (state // TOTAL) * probabilities[symbol] + quantile - int(bounds[symbol])
+        if state < 1 << 32 and words:
+            state = state << 32 | int(words.pop())
+        symbols.append(symbol)
+    assert not words
+    assert state == 0
+    return symbols
+
+
+@given(
+    st.lists(st.integers(0, 1 << 43), min_size=2, max_size=300),
+    st.lists(st.integers(0, 299), max_size=60),
+)
+def test_the_coder_uses_exactly_our_integer_probabilities(
+    weights: list[int], symbols: list[int]
+) -> None:
+    # Had the coder rounded any float on the way, integer arithmetic could not follow it.
+    table = np.array(weights, np.int64)
+    values = np.array([s % len(weights) for s in symbols], np.int64)
+    encoder = Encoder()
+    encoder._put(values, _categorical(table))
+    probabilities = integer_probabilities(table)
+    assert probabilities.sum() == TOTAL
+    assert probabilities.min() >= 1
+    decoded = reference_decode(encoder.finish(), probabilities.tolist(), len(values))
+    assert decoded == values.tolist()
+
+
+@pytest.mark.parametrize("width", [1, 3, 15, 16])
+def test_raw_bits_have_equal_integer_probabilities(width: int) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << width, 50)
+    encoder = Encoder()
+    encoder._put(values, _uniform(width))
+    equal = [TOTAL >> width] * (1 << width)
+    assert reference_decode(encoder.finish(), equal, 50) == values.tolist()
+
+
+def test_powers_of_two_are_exact_integers() -> None:
+    # floor(2**(20 + e/32)), so that value**32 <= 2**(640 + e) < (value + 1)**32.
+    for e in range(32 * 23 + 1):
+        value, shift = int(_exp2(np.array([e]))[0]), e >> 5
+        value >>= shift
+        assert value**32 <= 2 ** (640 + e % 32) < (value + 1) ** 32
+
+
+def test_differences_have_symmetric_probabilities_that_halve() -> None:
+    # slope 5: a step of one level, a full octave, halves the probability.
+    encoder = Encoder()
+    for step in (0, 1, -1, 2):
+        encoder._put(np.full(3200, step + 8), _laplace(8, 5))
+    # 1 + 2 * (1/2 + 1/4 + ... + 1/256) = 3 - 1/128 shares; |d| = 0, 1, 1, 2 cost 0, 1, 1, 2 bits.
+    expected = 3200 * (4 * log2(3 - 1 / 128) + 4) / 8
+    assert len(encoder.finish()) == pytest.approx(expected, rel=0.001)
+
+
+def entropy_bytes(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1]
+    return float(np.sum(counts * np.log2(values.size / counts))) / 8
+
+
+@pytest.mark.parametrize("scale", [0.3, 1, 3, 10])
+@pytest.mark.parametrize("kind", ["laplace", "normal", "exponential"])
+@pytest.mark.parametrize("size", [20_000, 300_000])
+def test_sizes_are_within_one_percent_of_the_entropy(size: int, kind: str, scale: float) -> None:
+    draws = getattr(np.random.default_rng(1), kind)(scale=scale, size=size)
+    values = np.abs(np.rint(draws)).astype(np.int64)
+    for method in ("symbols", "integers"):
+        encoder = Encoder()
+        getattr(encoder, method)(values)
+        data = encoder.finish()
+        assert len(data) <= 1.01 * entropy_bytes(values) + 2
+        decoder = Decoder(memoryview(data))
+        assert np.array_equal(getattr(decoder, method)(size, int(values.max())), values)
+        decoder.finish()
+
+
+def test_a_table_of_near_uniform_bytes_is_small() -> None:
+    values = np.random.default_rng(1).integers(0, 256, 100_000)
+    encoder = Encoder()
+    encoder.symbols(values)
+    assert 100_000 - 100 < len(encoder.finish()) < 100_200
+
+
+def test_contexts_are_coded_apart() -> None:
+    # Two contexts that are each constant cost nothing; together they would cost a bit each.
+    contexts = np.random.default_rng(2).integers(0, 2, 80_000)
+    encoder = Encoder()
+    encoder.symbols(contexts * 5, contexts, 2)
+    data = encoder.finish()
+    assert len(data) < 30
+    decoder = Decoder(memoryview(data))
+    assert np.array_equal(decoder.symbols(80_000, 5, contexts, 2), contexts * 5)
+
+
+def test_raw_values_cost_their_bits() -> None:
+    rng = np.random.default_rng(3)
+    encoder = Encoder()
+    encoder.bits(rng.integers(0, 2, 8001), 1)
+    encoder.bits(rng.integers(0, 1 << 11, 1000), 11)
+    encoder.floats(rng.normal(size=100).astype(np.float32))
+    encoder.floats(rng.normal(size=100).astype(np.float16))
+    encoder.uint(77, 100)
+    bits = 8001 + 11_000 + 3200 + 1600 + 7
+    assert bits / 8 - 1 <= len(encoder.finish()) <= bits / 8 + 4
+
+
+@given(st.data())
+def test_what_goes_in_comes_out(data: st.DataObject) -> None:
+    calls = data.draw(
+        st.lists(st.sampled_from(["uint", "bits", "floats", "symbols", "integers"]), max_size=6)
+    )
+    encoder, sent = Encoder(), []
+    for call in calls:
+        if call == "uint":
+            limit = data.draw(st.integers(0, 1 << 40))
+            sent.append((limit, data.draw(st.integers(0, limit))))
+            encoder.uint(sent[-1][1], limit)
+        elif call == "floats":
+            floats = data.draw(st.lists(st.floats(width=16, allow_nan=False), max_size=9))
+            sent.append((len(floats), np.array(floats, np.float16)))
+            encoder.floats(sent[-1][1])
+        else:
+            top = {"bits": 2**13 - 1, "symbols": MAX_SYMBOL, "integers": MAX_INTEGER}[call]
+            limit = data.draw(st.integers(0, top))
+            values = np.array(data.draw(st.lists(st.integers(0, limit), max_size=40)), np.int64)
+            contexts = np.arange(len(values)) % 3
+            sent.append((limit, values))
+            if call == "bits":
+                encoder.bits(values, 13)
+            else:
+                getattr(encoder, call)(values, contexts, 3)
+    decoder = Decoder(memoryview(encoder.finish()))
+    for call, (bound, value) in zip(calls, sent, strict=True):
+        if call == "uint":
+            assert decoder.uint(bound) == value
+        elif call == "floats":
+            assert np.array_equal(decoder.floats(bound, "float16"), value)
+        elif call == "bits":
+            assert np.array_equal(decoder.bits(len(value), 13), value)
+        else:
+            got = getattr(decoder, call)(len(value), bound, np.arange(len(value)) % 3, 3)
+            assert np.array_equal(got, value)
+    decoder.finish()
+
+
+def layout_of(*shapes: tuple[int, ...]) -> Layout:
+    return Layout(tuple(TensorSpec(f"t{i}", shape) for i, shape in enumerate(shapes)))
+
+
+def index_bytes(indices: np.ndarray, layout: Layout) -> int:
+    encoder = Encoder()
+    order = encode_indices(encoder, indices, layout)
+    data = encoder.finish()
+    decoder = Decoder(memoryview(data))
+    assert np.array_equal(decode_indices(decoder, layout), indices[order])
+    decoder.finish()
+    return len(data)
+
+
+def test_scattered_indices_cost_little_more_than_the_combinatorial_bound() -> None:
+    layout = layout_of((500, 200), (100_000,))
+    indices = np.sort(np.random.default_rng(4).choice(200_000, 2000, replace=False))
+    bound = log2(comb(200_000, 2000)) / 8
+    assert bound < index_bytes(indices, layout) < 1.06 * bound
+
+
+@pytest.mark.parametrize("by_column", [False, True])
+def test_indices_in_a_few_rows_or_columns_cost_much_less(by_column: bool) -> None:
+    # 2000 of 200,000 in 20 of 500 rows (or columns): at most log2 C(500,20) + log2 C(8000,2000).
+    rng = np.random.default_rng(5)
+    lines, places = rng.choice(500, 20, replace=False), rng.choice(8000, 2000, replace=False)
+    mask = np.zeros((500, 400), bool)
+    mask[lines[places // 400], places % 400] = True
+    indices = np.flatnonzero(mask.T if by_column else mask)
+    bound = (log2(comb(500, 20)) + log2(comb(8000, 2000))) / 8
+    shape = (400, 500) if by_column else (500, 400)
+    assert index_bytes(indices, layout_of(shape)) < 1.1 * bound + 30
+    assert bound < 0.6 * log2(comb(200_000, 2000)) / 8
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=5),
+    st.floats(0, 1),
+    st.integers(0, 99),
+)
+def test_any_indices_of_any_layout_come_back(
+    shapes: list[list[int]], density: float, seed: int
+) -> None:
+    layout = layout_of((1,), *map(tuple, shapes))
+    index_bytes(np.flatnonzero(np.random.default_rng(seed).random(layout.size) < density), layout)
+
+
+@given(st.binary(max_size=80), st.integers(0, 200))
+def test_hostile_bytes_give_bounded_values_or_a_payload_error(data: bytes, limit: int) -> None:
+    layout = layout_of((7, 9), (30,), (2, 3, 4))
+    reads = (
+        lambda d: d.symbols(50, limit),
+        lambda d: d.integers(50, limit, np.arange(50) % 4, 4),
+        lambda d: np.array([d.uint(limit)]),
+        lambda d: decode_indices(d, layout),
+    )
+    for read, top in zip(reads, (limit, limit, limit, layout.size - 1), strict=True):
+        try:
+            decoder = Decoder(memoryview(data))
+            values = read(decoder)
+            decoder.finish()
+        except PayloadError:
+            continue
+        assert values.size == 0 or (values.min() >= 0 and values.max() <= top)
+        assert len(np.unique(values)) == len(values) or read is not reads[3]
+
+
+def test_a_stream_that_is_cut_or_extended_is_refused() -> None:
+    encoder = Encoder()
+    encoder.integers(np.random.default_rng(6).integers(0, 1000, 500))
+    data = encoder.finish()
+    for damaged in (data[:-1], data[:-4], data[4:], data + b"\1", data + b"\0", data + data, b""):
+        with pytest.raises(PayloadError):
+            read_integers(damaged)
+
+
+def read_integers(data: bytes) -> None:
+    decoder = Decoder(memoryview(data))
+    decoder.integers(500, 1000)
+    decoder.finish()
