@@ -1,0 +1,176 @@
+"""DictConfig -> one frozen, validated `RunConfig`: the science apart from how it is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from math import floor
+from typing import Any, Literal, Self
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.errors import ConfigError
+
+SCHEMA_VERSION = 1
+"""Version of the recorded files and of what a run means; part of every ``run_id``."""
+
+EXECUTION_KEYS = frozenset({"backend", "sweep", "verbose"})
+"""Top-level keys that say how a run is executed and change nothing in its results."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class CompressionConfig(_Section):
+    """A compression choice: the class, its parameters (any further key) and error feedback."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    target: str = Field(alias="_target_")
+    error_feedback: bool = Field(description="true or false: keep what was not sent for next time")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The compressor's own parameters."""
+        return dict(self.model_extra or {})
+
+    def build(self) -> Compressor:
+        """Instantiate the compressor.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is unknown or its value is not allowed.
+        """
+        try:
+            built = get_class(self.target)(**self.parameters)
+        except ConfigError as error:
+            raise error.under("compression") from None
+        except TypeError as error:
+            raise ConfigError("compression", self.name, str(error)) from None
+        if not isinstance(built, Compressor):
+            raise ConfigError("compression._target_", self.target, "must be a Compressor class")
+        return built
+
+
+class ModelConfig(_Section):
+    """Which causal language model, and where its weights come from."""
+
+    name: str
+    weights: Literal["random", "pretrained"]
+    name_or_path: str | None = Field(
+        description="a hub name or a folder written by save_pretrained"
+    )
+    architecture: dict[str, Any] | None
+
+
+class DataConfig(_Section):
+    """Which text, how it is split into training and held-out parts and spread over clients."""
+
+    name: Literal["shakespeare", "text", "hub"]
+    partition: Literal["natural", "iid", "dirichlet"]
+    alpha: float = Field(gt=0, allow_inf_nan=False, description="Dirichlet concentration, above 0")
+    min_characters: int = Field(ge=0, description="characters a natural client must have")
+    heldout_fraction: float = Field(gt=0, lt=1, description="part of the text never trained on")
+    heldout_tokens: int = Field(ge=1, description="tokens of the fixed held-out set")
+    path: str | None = None
+    text_column: str = "text"
+    client_column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    split: str = "train"
+
+
+class BackendConfig(_Section):
+    """What executes the clients; changes nothing in the results."""
+
+    name: Literal["flower"]
+    workers: int | None = Field(ge=1, description="processes, at least 1, or null: one per core")
+    client_timeout_s: float = Field(gt=0, description="seconds, above 0")
+
+
+class RunConfig(_Section):
+    """Everything one run needs, validated. Two runs with equal `science` leave equal results."""
+
+    num_clients: int = Field(ge=1, description="clients that exist, at least 1")
+    fraction_fit: float = Field(gt=0, le=1, description="fraction sampled each round, in (0, 1]")
+    rounds: int = Field(ge=0, description="communication rounds, at least 0")
+    local_epochs: int = Field(ge=0, description="passes over the client's text, at least 0")
+    local_steps: int | None = Field(ge=0, description="steps a round, at least 0, or null")
+    batch_size: int = Field(ge=1, description="sequences per step, at least 1")
+    sequence_length: int = Field(ge=1, description="tokens per sequence, at least 1")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate, above 0")
+    seed: int = Field(ge=0, description="at least 0")
+    compression: CompressionConfig
+    model: ModelConfig
+    data: DataConfig
+    backend: BackendConfig
+    sweep: str
+    verbose: bool
+
+    @classmethod
+    def from_hydra(cls, cfg: DictConfig) -> Self:
+        """Validate a composed Hydra config.
+
+        Raises
+        ------
+        ConfigError
+            Naming every key whose value is not allowed, the value and what is.
+        """
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        try:
+            values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise ConfigError(str(error.full_key), "???", "a value must be given") from None
+        assert isinstance(values, dict)
+        return cls.from_dict({str(key): value for key, value in values.items()})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values; see `from_hydra`."""
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            raise _readable(error) from None
+        config.compression.build()
+        return config
+
+    @property
+    def clients_per_round(self) -> int:
+        """``max(1, floor(fraction_fit * num_clients))``, exact: 0.29 of 100 is 29."""
+        return max(1, floor(Fraction(repr(self.fraction_fit)) * self.num_clients))
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """What determines the results, as plain values."""
+        return self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
+
+    @property
+    def run_id(self) -> str:
+        """Twelve hexadecimal digits: a hash of `science` and the schema version."""
+        text = json.dumps([SCHEMA_VERSION, self.science], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _readable(error: ValidationError) -> ConfigError:
+    """Turn pydantic's report into `key=value: what is allowed`, all of it."""
+    problems = []
+    for detail in error.errors():
+        *groups, leaf = (str(part) for part in detail["loc"])
+        model: Any = RunConfig
+        for group in groups:
+            model = model.model_fields[group].annotation
+        field = model.model_fields.get(leaf)
+        meaning = f" ({field.description})" if field and field.description else ""
+        value = "(missing)" if detail["type"] == "missing" else detail["input"]
+        problems.append(ConfigError(".".join([*groups, leaf]), value, detail["msg"] + meaning))
+    first, *rest = problems
+    first.args = ("\n".join(str(problem) for problem in problems),) if rest else first.args
+    return first

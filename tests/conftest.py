@@ -1,0 +1,49 @@
+"""Shared by all tests: composed configs, a grid without Ray, a tiny federation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from fedbw_sweep.config import RunConfig
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+
+SMALL = (
+    "model=tiny",
+    "num_clients=4",
+    "fraction_fit=0.5",
+    "rounds=2",
+    "local_steps=2",
+    "batch_size=2",
+    "sequence_length=16",
+    "data.heldout_tokens=256",
+)
+"""Overrides that cut a run to seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def run_config() -> Callable[..., RunConfig]:
+    """Compose and validate a `RunConfig` from overrides, as the command line does."""
+
+    def build(*overrides: str) -> RunConfig:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return RunConfig.from_hydra(compose("config", list(overrides)))
+
+    return build

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbw_sweep.config import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.errors import ConfigError
+
+from .conftest import CONF
+
+Build = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def default_values() -> dict[str, object]:
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return RunConfig.from_hydra(compose("config")).model_dump(by_alias=True)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "sampled"),
+    [(0.29, 100, 29), (0.57, 100, 57), (0.1, 3, 1), (0.25, 16, 4), (1.0, 7, 7), (1e-9, 5, 1)],
+)
+def test_clients_per_round_is_exact(
+    run_config: Build, fraction: float, clients: int, sampled: int
+) -> None:
+    config = run_config(f"fraction_fit={fraction}", f"num_clients={clients}")
+    assert config.clients_per_round == sampled
+
+
+@given(hundredths=st.integers(1, 100), clients=st.integers(1, 100_000))
+def test_clients_per_round_equals_integer_arithmetic(
+    default_values: dict[str, object], hundredths: int, clients: int
+) -> None:
+    values = {**default_values, "fraction_fit": hundredths / 100, "num_clients": clients}
+    config = RunConfig.from_dict(values)
+    assert config.clients_per_round == max(1, hundredths * clients // 100)
+    assert Fraction(repr(hundredths / 100)) == Fraction(hundredths, 100)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("fraction_fit=0", ["fraction_fit=0", "(0, 1]"]),
+        ("fraction_fit=1.5", ["fraction_fit=1.5", "(0, 1]"]),
+        ("fraction_fit=nan", ["fraction_fit=nan", "(0, 1]"]),
+        ("num_clients=0", ["num_clients=0", "at least 1"]),
+        ("num_clients=2.5", ["num_clients=2.5", "integer"]),
+        ("num_clients=true", ["num_clients=True", "integer"]),
+        ("rounds=-1", ["rounds=-1", "at least 0"]),
+        ("local_epochs=-1", ["local_epochs=-1", "at least 0"]),
+        ("local_steps=-2", ["local_steps=-2", "at least 0"]),
+        ("batch_size=0", ["batch_size=0", "at least 1"]),
+        ("sequence_length=0", ["sequence_length=0", "at least 1"]),
+        ("lr=0", ["lr=0", "above 0"]),
+        ("lr=inf", ["lr=inf"]),
+        ("lr=fast", ["lr=fast", "number"]),
+        ("seed=-1", ["seed=-1", "at least 0"]),
+        ("model.weights=trained", ["model.weights=trained", "'random' or 'pretrained'"]),
+        ("data.partition=random", ["data.partition=random", "'natural', 'iid' or 'dirichlet'"]),
+        ("backend.workers=0", ["backend.workers=0", "at least 1"]),
+        ("+backend.threads=2", ["backend.threads=2", "not permitted"]),
+        ("compression=[]", ["compression"]),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(
+    run_config: Build, override: str, words: list[str]
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  Hydra's own error for the last case
+        run_config(override)
+    if override != "compression=[]":
+        assert isinstance(caught.value, ConfigError)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("density", ["0", "2", "-1", "nan", "true"])
+def test_a_compressors_own_parameters_are_checked(run_config: Build, density: str) -> None:
+    with pytest.raises(ConfigError, match=r"compression\.density="):
+        run_config("compression=topk", f"compression.density={density}")
+
+
+def test_an_unknown_compressor_parameter_is_refused(run_config: Build) -> None:
+    with pytest.raises(ConfigError, match="bits"):
+        run_config("compression=topk", "+compression.bits=3")
+
+
+def test_all_problems_are_listed_at_once(run_config: Build) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_config("rounds=-1", "lr=0", "data.alpha=-2")
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == [
+        "rounds",
+        "lr",
+        "data.alpha",
+    ]
+
+
+def test_run_id_depends_on_science_alone(run_config: Build) -> None:
+    base = run_config().run_id
+    assert re.fullmatch("[0-9a-f]{12}", base)
+    assert run_config("backend.workers=7", "sweep=other", "verbose=true").run_id == base
+    for override in ("seed=2", "lr=0.01", "compression=topk", "model=tiny", "data.alpha=0.7"):
+        assert run_config(override).run_id != base
+
+
+def test_a_run_config_survives_json_and_is_frozen(run_config: Build) -> None:
+    config = run_config("compression=topk", "compression.density=0.05")
+    again = RunConfig.model_validate_json(config.model_dump_json(by_alias=True))
+    assert again == config
+    assert again.run_id == config.run_id
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_execution_keys_are_not_science(run_config: Build) -> None:
+    config = run_config()
+    assert set(RunConfig.model_fields) >= EXECUTION_KEYS
+    assert set(config.science) == set(RunConfig.model_fields) - EXECUTION_KEYS
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in sorted(CONF.rglob("*.yaml"))
+        if path.parent.name not in {"experiment", "hydra"}
+    ],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_key_has_its_meaning_beside_it(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").split("\nhydra:")[0].splitlines()
+    for line in lines:
+        key = re.match(r"\s*([A-Za-z_]\w*):", line)
+        if key is None or key[1] in {"defaults", "name", "_target_"}:
+            continue
+        assert "#" in line, f"{path.name}: {line.strip()} has no comment"
+
+
+@pytest.mark.parametrize("group", ["compression", "model", "data", "backend"])
+def test_a_choice_is_named_after_its_file(group: str) -> None:
+    choices = sorted((CONF / group).glob("*.yaml"))
+    assert choices
+    for choice in choices:
+        assert yaml.safe_load(choice.read_text(encoding="utf-8"))["name"] == choice.stem
