@@ -1,0 +1,116 @@
+"""The ClientApp: decode the model, train it on this client's text, encode the update."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from torch import nn
+
+from fedbw_sweep.compression.base import Compressor, Layout
+from fedbw_sweep.compression.cast import Dense
+from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.data import windows
+from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
+from fedbw_sweep.metering import METRICS, metering_mod
+from fedbw_sweep.modeling import build_model, layout_of, read_arrays, train, write_arrays
+from fedbw_sweep.seeding import rng_for
+
+CLIENT_FAILED = 1
+"""Error code of a reply that carries a client's own reason."""
+
+
+def client_app(run_config: str, text_path: str) -> ClientApp:
+    """Build the ClientApp of one run.
+
+    Parameters
+    ----------
+    run_config : str
+        The `RunConfig` as JSON: what crosses process boundaries stays small and plain.
+    text_path : str
+        An ``.npz`` with each client's training tokens under its number.
+    """
+    app = ClientApp(mods=[reporting_mod, metering_mod])
+
+    @app.train()
+    def fit(message: Message, context: Context) -> Message:
+        config, model, layout, compressor = _workplace(run_config)
+        instruction = message.content.config_records[CONFIG]
+        client, server_round = int(instruction[CLIENT]), int(instruction[ROUND])  # type: ignore[arg-type]
+        with np.load(text_path) as text:
+            sequences = windows(text[str(client)], config.sequence_length)
+
+        received, exact = unpack(message.content, Dense(), layout)
+        write_arrays(model, received, exact)
+        started = time.perf_counter()
+        training = train(
+            model,
+            sequences,
+            epochs=config.local_epochs,
+            steps=config.local_steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            rng=rng_for(config.seed, "train", client, server_round),
+        )
+        trained, exact = read_arrays(model)
+        encoding = time.perf_counter()
+        rng = rng_for(config.seed, "encode", client, server_round)
+        payload = _encode(config, compressor, trained - received, layout, rng, context)
+        metrics: dict[str, int | float | list[int] | list[float]] = {
+            "num-examples": len(sequences),
+            "steps": training.steps,
+            "train-loss": training.loss,
+            "train-seconds": encoding - started,
+            "encode-seconds": time.perf_counter() - encoding,
+        }
+        return Message(
+            RecordDict({ARRAYS: pack(payload + exact), METRICS: MetricRecord(metrics)}),
+            reply_to=message,
+        )
+
+    return app
+
+
+def _encode(
+    config: RunConfig,
+    compressor: Compressor,
+    update: np.ndarray,
+    layout: Layout,
+    rng: np.random.Generator,
+    context: Context,
+) -> bytes:
+    """Encode an update; what error feedback or the method keeps stays in this client's state."""
+    encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
+    held = context.state.array_records.get("compressor", ArrayRecord())
+    state = {name: array.numpy() for name, array in held.items()}
+    payload, state = encode(compressor, update, layout, rng, state)
+    context.state["compressor"] = ArrayRecord({k: Array(array) for k, array in state.items()})
+    return payload
+
+
+@lru_cache(maxsize=1)
+def _workplace(run_config: str) -> tuple[RunConfig, nn.Module, Layout, Compressor]:
+    """Build what a worker process needs for a run, once; every client overwrites the weights."""
+    torch.set_num_threads(1)  # sums in an order that does not depend on the machine
+    config = RunConfig.model_validate_json(run_config)
+    model = build_model(config.model, config.seed)
+    return config, model, layout_of(model), config.compression.build()
+
+
+def reporting_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Client mod: answer a failure with the client's own reason, not the simulator's."""
+    try:
+        return call_next(message, context)
+    except FedbwError as error:
+        reason = str(error)
+    except Exception:
+        reason = traceback.format_exc()
+    return Message(Error(CLIENT_FAILED, reason), reply_to=message)

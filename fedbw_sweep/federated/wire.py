@@ -1,0 +1,40 @@
+"""A model or an update as ONE byte string in one Flower object, and back."""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.errors import PayloadError
+
+ARRAYS, CONFIG = "arrays", "config"
+CLIENT, ROUND = "client", "round"
+ENCODED = "fedbw.encoded"
+"""Serialisation type of a payload: Flower refuses to average what it does not know."""
+
+
+def pack(payload: bytes) -> ArrayRecord:
+    """Wrap a payload for a message."""
+    return ArrayRecord({"payload": Array("uint8", (len(payload),), ENCODED, payload)})
+
+
+def unpack(
+    content: RecordDict, compressor: Compressor, layout: Layout
+) -> tuple[FloatVector, bytes]:
+    """Decode a message's payload: the compressed vector, then the arrays sent as they are.
+
+    Returns
+    -------
+    vector : ndarray of float32, shape (layout.size,)
+    exact : bytes, length layout.exact_bytes
+
+    Raises
+    ------
+    PayloadError
+        If the payload is not one made for this layout and compressor.
+    """
+    payload = content.array_records[ARRAYS]["payload"].data
+    split = len(payload) - layout.exact_bytes
+    if split < 0:
+        raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
+    return compressor.decode(payload[:split], layout), payload[split:]

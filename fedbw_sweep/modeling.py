@@ -1,0 +1,258 @@
+"""A Hugging Face causal LM as one flat vector; local training; held-out loss."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.config import ModelConfig
+from fedbw_sweep.data import Tokenize, Tokens
+from fedbw_sweep.errors import ConfigError, DivergenceError
+from fedbw_sweep.seeding import seed_for
+
+BYTE_VOCABULARY = 256
+EVALUATION_TOKENS, EVALUATION_THREADS = 1024, 8
+"""Tokens per forward pass of the held-out loss (fixed, so that sums never change their order) and
+the most passes at once: 1,024 x 50,304 float32 logits are 206 MB."""
+
+
+def build_model(config: ModelConfig, seed: int) -> nn.Module:
+    """Build a causal LM in float32.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Architecture and where the weights come from.
+    seed : int
+        The run's seed; ``weights=random`` draws from it.
+
+    Raises
+    ------
+    ConfigError
+        If the architecture or the weights cannot be loaded, saying what to do.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "weights") % 2**63)
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        if config.weights == "pretrained":
+            load = AutoModelForCausalLM.from_pretrained
+            model = _from_hub(config, lambda name: load(name, dtype=torch.float32))
+        else:
+            architecture = _architecture(config)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                architecture, dtype=torch.float32
+            )
+    return cast(nn.Module, model)
+
+
+def load_tokenizer(config: ModelConfig) -> Tokenize:
+    """Return text -> token ids: the model's own tokenizer where it has one, else UTF-8 bytes.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no tokenizer and fewer than 256 token ids.
+    """
+    if config.weights == "pretrained" or config.architecture is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.name_or_path)
+        except (OSError, ValueError):
+            pass  # a folder or hub entry with weights only
+        else:
+            return lambda text: np.array(
+                tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32
+            )
+    vocabulary = _architecture(config).get_text_config().vocab_size
+    if vocabulary < BYTE_VOCABULARY:
+        raise ConfigError(
+            "model.architecture.vocab_size", vocabulary, "byte tokens need at least 256"
+        )
+    return lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+def _architecture(config: ModelConfig) -> Any:
+    if config.weights == "random" and config.architecture is not None:
+        values = dict(config.architecture)
+        try:
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ConfigError("model.architecture", config.architecture, str(error)) from None
+    return _from_hub(config, AutoConfig.from_pretrained)
+
+
+def _from_hub(config: ModelConfig, load: Callable[[str], Any]) -> Any:
+    try:
+        return load(config.name_or_path or "")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ConfigError(
+            "model.name_or_path",
+            config.name_or_path,
+            f"cannot be loaded as a causal LM: {reason} Give a folder written by save_pretrained "
+            "or a hub name this machine can reach or has cached, or set model.weights=random with "
+            "a model that lists its architecture, such as model=pythia-14m",
+        ) from None
+
+
+def _arrays(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what travels: trainable parameters, tied ones once, then persistent buffers."""
+    yield from ((n, p.data) for n, p in model.named_parameters() if p.requires_grad)
+    persistent = model.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Derive the layout of the arrays that travel; floating point counts as float32."""
+    return Layout(
+        tuple(
+            TensorSpec(
+                name,
+                tuple(array.shape),
+                "float32" if array.is_floating_point() else str(array.numpy(force=True).dtype),
+            )
+            for name, array in _arrays(model)
+        )
+    )
+
+
+def read_arrays(model: nn.Module) -> tuple[FloatVector, bytes]:
+    """Copy out a model's arrays.
+
+    Returns
+    -------
+    vector : ndarray of float32, shape (layout.size,)
+        The floating-point arrays, flat, in layout order.
+    exact : bytes, length layout.exact_bytes
+        The other arrays, little-endian, in layout order.
+    """
+    floats, exact = [np.empty(0, np.float32)], []
+    for _, array in _arrays(model):
+        if array.is_floating_point():
+            floats.append(array.float().numpy(force=True).ravel())
+        else:
+            exact.append(array.numpy(force=True).tobytes())
+    return np.concatenate(floats), b"".join(exact)
+
+
+def write_arrays(model: nn.Module, vector: FloatVector, exact: bytes) -> None:
+    """Copy arrays into a model; the inverse of `read_arrays`."""
+    source, start, exact_start = torch.from_numpy(vector), 0, 0
+    for _, array in _arrays(model):
+        if array.is_floating_point():
+            array.copy_(source[start : start + array.numel()].view(array.shape))
+            start += array.numel()
+        elif array.numel():
+            part = torch.frombuffer(
+                bytearray(exact), dtype=array.dtype, count=array.numel(), offset=exact_start
+            )
+            array.copy_(part.view(array.shape))
+            exact_start += array.nbytes
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What one client did in one round: mean `loss` in nats per token, `steps` taken."""
+
+    loss: float
+    steps: int
+
+
+def train(
+    model: nn.Module,
+    windows: Tokens,
+    *,
+    epochs: int,
+    steps: int | None,
+    batch_size: int,
+    lr: float,
+    rng: np.random.Generator,
+) -> LocalTraining:
+    """Train in place with AdamW, its state fresh, at a constant learning rate.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal LM whose forward returns ``logits``.
+    windows : ndarray of int32, shape (n, sequence_length + 1)
+        The client's training sequences; each predicts its last ``sequence_length`` tokens.
+    epochs : int
+        Passes over `windows`, each in a new random order.
+    steps : int or None
+        When set, exactly this many steps instead of `epochs`.
+    batch_size : int
+        Sequences per step; the last batch of a pass may be smaller.
+    lr : float
+        Learning rate.
+    rng : numpy.random.Generator
+        Draws the orders, and the seed of any dropout.
+
+    Raises
+    ------
+    DivergenceError
+        As soon as the loss is NaN or infinite.
+    """
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        for batch in _batches(windows, epochs, steps, batch_size, rng):
+            loss = _cross_entropy(model, batch).mean()
+            if not math.isfinite(loss.item()):
+                raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return LocalTraining(float(np.mean(losses)) if losses else math.nan, len(losses))
+
+
+def _batches(
+    windows: Tokens, epochs: int, steps: int | None, batch_size: int, rng: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    per_epoch = -(-len(windows) // batch_size)
+    remaining = epochs * per_epoch if steps is None else steps
+    while remaining > 0:
+        order = rng.permutation(len(windows))
+        for start in range(0, len(windows), batch_size)[:remaining]:
+            chosen = windows[order[start : start + batch_size]]
+            yield torch.from_numpy(chosen.astype(np.int64))
+        remaining -= per_epoch
+
+
+def _cross_entropy(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """Nats of each predicted token, flat."""
+    logits = model(windows[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
+
+
+def heldout_loss(model: nn.Module, windows: Tokens) -> float:
+    """Mean cross-entropy in nats per token over fixed windows, shape (n, sequence_length + 1).
+
+    Chunks of fixed size run on as many threads as there are cores, each single-threaded inside, and
+    are summed in order: the result does not depend on the number of cores.
+    """
+    chunk_size = max(1, EVALUATION_TOKENS // (windows.shape[1] - 1))
+
+    def total(start: int) -> float:
+        torch.set_num_threads(1)
+        chunk = torch.from_numpy(windows[start : start + chunk_size].astype(np.int64))
+        with torch.inference_mode():
+            return float(_cross_entropy(model, chunk).double().sum())
+
+    model.eval()
+    with ThreadPoolExecutor(min(EVALUATION_THREADS, os.cpu_count() or 1)) as pool:
+        totals = list(pool.map(total, range(0, len(windows), chunk_size)))
+    return math.fsum(totals) / windows[:, 1:].size

@@ -1,0 +1,65 @@
+"""Flower's apps in this process, without Ray; node ids and reply order as random as Flower's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedbw_sweep.config import RunConfig
+
+Tamper = Callable[[Message], Message | None]
+
+
+class LocalGrid(Grid):
+    """Calls the ClientApp directly; `tamper` may change, or swallow, a reply."""
+
+    def __init__(self, clients: int, app: ClientApp, rng: random.Random, tamper: Tamper) -> None:
+        self.app, self.rng, self.tamper = app, rng, tamper
+        self.contexts = {rng.getrandbits(63): None for _ in range(clients)}
+        self.contexts = {node: Context(0, node, {}, RecordDict(), {}) for node in self.contexts}
+
+    def set_run(self, run: Any) -> None: ...
+
+    def run(self) -> Any: ...
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        nodes = list(self.contexts)
+        self.rng.shuffle(nodes)
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        pending = list(messages)
+        self.rng.shuffle(pending)
+        replies = [
+            self.tamper(self.app(message, self.contexts[message.metadata.dst_node_id]))
+            for message in pending
+        ]
+        return [reply for reply in replies if reply is not None]
+
+
+def simulator(order: int = 0, tamper: Tamper = lambda reply: reply) -> Callable[..., None]:
+    """Return a stand-in for `simulate`; `order` seeds node ids and the order of replies."""
+
+    def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 0, 1
+        grid = LocalGrid(config.num_clients, client_app, random.Random(order), tamper)
+        server_app(grid, Context(0, 0, {}, RecordDict(), {}))
+
+    return simulate
