@@ -1,0 +1,40 @@
+"""``python -m fedbw_sweep``: Hydra expands the grid; each cell is one run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from fedbw_sweep.sweep import errors_end_the_command, finish, run_cell
+
+PACKAGE = Path(__file__).parent
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+"""Inside the package when installed from a wheel, beside it in a checkout."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def cell(cfg: DictConfig) -> None:
+    """Do one cell of the sweep unless it is already done."""
+    run_cell(cfg)
+
+
+def main() -> None:
+    """Run the command line; exit with 1 if any run failed, 2 if nothing could start."""
+    sys.argv[1:] = ["verbose=true" if argument == "-v" else argument for argument in sys.argv[1:]]
+    try:
+        with errors_end_the_command():
+            cell()
+            code = finish()
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
+        # Flower's server thread would hold the process up, waiting for replies that never come.
+        os._exit(130)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

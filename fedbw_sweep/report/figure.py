@@ -1,0 +1,62 @@
+"""The figure a sweep leaves when it ends: held-out loss against bytes sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fedbw_sweep.report.table import MB, varying_settings
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, told apart by colour-blind readers."""
+MARKERS = "os^Dv*P"
+
+
+def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, path: Path) -> None:
+    """Draw held-out loss against cumulative uplink payload, a line per run, and save it.
+
+    Runs that differ only in their seed share a colour. Round 0, which has sent nothing, is left out
+    of the logarithmic axis.
+
+    Parameters
+    ----------
+    results, rounds : pandas.DataFrame
+        Rows of ``results.csv`` and ``rounds.csv``.
+    path : pathlib.Path
+        Where to save; the suffix chooses the format.
+    """
+    settings = [name for name in varying_settings(results) if name != "seed"]
+    sent = rounds[rounds["cumulative_uplink_bytes"] > 0]
+    styles: dict[str, int] = {}
+    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        for _, run in results.iterrows():
+            line = sent[sent["run_id"] == run["run_id"]]
+            present = [name for name in settings if not pd.isna(run[name])]
+            label = ", ".join(
+                str(run[name]) if name == "compression" else f"{name}={run[name]}"
+                for name in present
+            )
+            seen = label in styles
+            style = styles.setdefault(label, len(styles))
+            axes.plot(
+                line["cumulative_uplink_bytes"] / MB,
+                line["loss"].astype(float),
+                color=COLOURS[style % len(COLOURS)],
+                marker=MARKERS[style % len(MARKERS)],
+                markersize=4,
+                linewidth=1.3,
+                label="_" if seen else label,
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("cumulative uplink payload (MB = $10^6$ bytes, log scale)")
+        axes.set_ylabel("held-out loss (nats per token)")
+        axes.grid(visible=True, which="major", color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        if styles:
+            axes.legend(frameon=False)
+        figure.savefig(path, dpi=150)

@@ -1,0 +1,101 @@
+"""The table a sweep prints when it ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from fedbw_sweep.results import AXES, RESULTS_COLUMNS
+
+MB, MIB = 10**6, 2**20
+
+
+def varying_settings(results: pd.DataFrame) -> list[str]:
+    """Name the configuration columns that tell runs apart, `compression` always first.
+
+    A choice's own parameter counts only where it differs between runs of the same choice:
+    ``compression.density`` when top-k runs with several densities, not when there is one.
+    """
+    settings = [name for name in results.columns if name not in RESULTS_COLUMNS]
+
+    def differs(name: str) -> bool:
+        group = name.partition(".")[0]
+        alike = results[name] if name == group else results.groupby(group)[name]
+        return bool(np.max(alike.nunique(dropna=False)) > 1)
+
+    ordered = [*AXES, *(name for name in settings if name not in AXES)]
+    return [name for name in ordered if name == "compression" or differs(name)]
+
+
+def summary_table(results: pd.DataFrame) -> Table:
+    """Lay out a row per run: what was varied, the bytes sent and the loss they gave.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    """
+    settings = varying_settings(results)
+    table = Table(
+        title="Payload (MB = 10^6 bytes) and held-out loss (nats per token)", title_justify="left"
+    )
+    for name in settings:
+        table.add_column(name)
+    for name in (
+        "uplink MB",
+        "downlink MB",
+        "uplink ratio",
+        "bits/coordinate",
+        "loss before",
+        "loss after",
+        "status",
+    ):
+        table.add_column(name, justify="right")
+    for _, row in results.iterrows():
+        table.add_row(
+            *("" if pd.isna(row[name]) else str(row[name]) for name in settings),
+            _number(row["uplink_bytes"], 2, MB),
+            _number(row["downlink_bytes"], 2, MB),
+            _number(row["uplink_ratio"], 1),
+            _number(row["bits_per_coordinate"], 3),
+            _number(row["initial_loss"], 3),
+            _number(row["loss"], 3),
+            row["status"],
+        )
+    return table
+
+
+def describe_bytes(results: pd.DataFrame) -> list[str]:
+    """Say in words what a dense message weighs and, for a single run, what all of them add up to.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    """
+    done = results[results["status"] == "done"]
+    models = done[["model", "model_parameters", "dense_message_bytes"]].drop_duplicates()
+    lines = [
+        f"{model}: {parameters:,} parameters; a dense fp32 message is {in_all_units(dense)}"
+        for model, parameters, dense in models.itertuples(index=False)
+    ]
+    if len(done) == len(results) == 1:
+        [run] = done.to_dict("records")
+        messages = 2 * run["rounds"] * run["clients_per_round"]
+        formula = "" if pd.isna(run["predicted_bytes"]) else f"{run['predicted_bytes']:,} B"
+        lines.append(
+            f"{messages} messages: {run['downlink_bytes']:,} B down + {run['uplink_bytes']:,} B up "
+            f"= {in_all_units(run['total_bytes'])}"
+            + (f"; the formula gives {formula} ({run['prediction']})" if formula else "")
+        )
+    return lines
+
+
+def in_all_units(count: int) -> str:
+    """Write a byte count exactly, in MiB and in MB: 56,270,848 B = 53.66 MiB = 56.27 MB."""
+    return f"{count:,} B = {count / MIB:,.2f} MiB = {count / MB:,.2f} MB"
+
+
+def _number(value: float, digits: int, unit: float = 1) -> str:
+    return "-" if pd.isna(value) else f"{value / unit:,.{digits}f}"

@@ -1,0 +1,251 @@
+"""One `RunConfig` -> one run: federate the text, train, measure, record."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from torch import nn
+
+from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.data import FederatedText, federate
+from fedbw_sweep.errors import DivergenceError, FedbwError
+from fedbw_sweep.federated.client import client_app
+from fedbw_sweep.federated.simulation import set_verbosity, simulate
+from fedbw_sweep.federated.strategy import MeteredFedAvg
+from fedbw_sweep.federated.wire import ARRAYS, unpack
+from fedbw_sweep.metering import Ledger
+from fedbw_sweep.modeling import (
+    build_model,
+    heldout_loss,
+    layout_of,
+    load_tokenizer,
+    read_arrays,
+    write_arrays,
+)
+from fedbw_sweep.results import RunRecord
+from fedbw_sweep.theory import seed_formula
+
+Observer = Callable[[dict[str, Any]], None]
+"""Called with each row of ``rounds.csv`` as it is measured."""
+
+RECORDED_PACKAGES = ("flwr", "ray", "torch", "transformers", "numpy", "pandas", "hydra-core")
+
+
+def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: None) -> RunRecord:
+    """Do one run and leave its folder in `sweep_dir`.
+
+    A run that fails is recorded as failed with its reason; only an interruption leaves nothing.
+    """
+    set_verbosity(config.verbose)
+    record = RunRecord(config, environment=_environment(config))
+    try:
+        _train(config, record, observe)
+        record.status = "done"
+    except FedbwError as error:
+        record.error = str(error)
+    except Exception:
+        record.error = traceback.format_exc()
+    if record.error is not None:
+        record.summary = {}
+    record.write(sweep_dir)
+    return record
+
+
+def check(config: RunConfig) -> None:
+    """Load everything a run needs and train nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the model or the text cannot be loaded, or the text has too few clients.
+    """
+    build_model(config.model, config.seed)
+    federated_text(config)
+
+
+def federated_text(config: RunConfig) -> FederatedText:
+    """Spread the configured text over the configured clients."""
+    return federate(
+        config.data,
+        config.num_clients,
+        config.sequence_length,
+        config.seed,
+        load_tokenizer(config.model),
+    )
+
+
+def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
+    text = federated_text(config)
+    model = build_model(config.model, config.seed)
+    layout = layout_of(model)
+    ledger = Ledger(layout.dense_bytes)
+    strategy = MeteredFedAvg(config, layout, ledger)
+    rounds = _Rounds(config, model, layout, text, ledger, strategy, record, observe)
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy.start(
+            grid,
+            initial_arrays=strategy.encode_model(*read_arrays(model)),
+            num_rounds=config.rounds,
+            timeout=config.backend.client_timeout_s,
+            evaluate_fn=rounds.evaluate,
+        )
+
+    with tempfile.TemporaryDirectory(prefix="fedbw_sweep-") as folder:
+        text_path = Path(folder) / "clients.npz"
+        tokens: dict[str, Any] = {str(client): own for client, own in enumerate(text.clients)}
+        np.savez(text_path, **tokens)
+        simulate(config, server, client_app(config.model_dump_json(by_alias=True), str(text_path)))
+    record.messages = list(ledger.rows())
+    record.summary = _summary(config, model, layout, strategy, record.rounds)
+
+
+class _Rounds:
+    """Evaluates the global model after each round and writes down the round."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        layout: Layout,
+        text: FederatedText,
+        ledger: Ledger,
+        strategy: MeteredFedAvg,
+        record: RunRecord,
+        observe: Observer,
+    ) -> None:
+        self.config, self.model, self.layout, self.text = config, model, layout, text
+        self.ledger, self.strategy, self.record, self.observe = ledger, strategy, record, observe
+        self.started = time.perf_counter()
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Measure the held-out loss and add the round's row."""
+        before = time.perf_counter()
+        content = RecordDict({ARRAYS: arrays})
+        write_arrays(self.model, *unpack(content, self.strategy.model, self.layout))
+        loss = heldout_loss(self.model, self.text.heldout)
+        if not math.isfinite(loss):
+            raise DivergenceError(f"round {server_round}: held-out loss is {loss}; lower lr")
+        now = time.perf_counter()
+        clients = self.strategy.client_metrics.get(server_round, [])
+        row = {
+            "run_id": self.config.run_id,
+            "round": server_round,
+            "loss": loss,
+            "perplexity": math.exp(loss),
+            "bits_per_byte": loss / math.log(2) * self.text.heldout_tokens_per_byte,
+            **self._training(clients),
+            **self._bytes(server_round),
+        }
+        self.record.rounds.append(row)
+        self.record.timing.append(
+            {
+                "round": server_round,
+                "round_seconds": now - self.started,
+                "evaluate_seconds": now - before,
+                "train_seconds": sum(client["train-seconds"] for client in clients),
+                "encode_seconds": sum(client["encode-seconds"] for client in clients),
+            }
+        )
+        self.started = now
+        self.observe(row)
+        return MetricRecord({"loss": loss})
+
+    def _training(self, clients: list[dict[str, float]]) -> dict[str, Any]:
+        trained = [client for client in clients if client["steps"]]
+        examples = sum(client["num-examples"] for client in trained)
+        losses = sum(client["num-examples"] * client["train-loss"] for client in trained)
+        return {"clients": len(clients), "train_loss": losses / examples if examples else None}
+
+    def _bytes(self, server_round: int) -> dict[str, Any]:
+        entries = [entry for entry in self.ledger.entries if entry.round == server_round]
+        up = [entry for entry in entries if entry.direction == "uplink"]
+        down = [entry for entry in entries if entry.direction == "downlink"]
+        uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
+        dense = sum(entry.dense_bytes for entry in up)
+        earlier = self.record.rounds[-1] if self.record.rounds else None
+        expected = _expected_bytes(self.strategy, self.layout)
+        return {
+            "uplink_bytes": uplink,
+            "downlink_bytes": downlink,
+            "uplink_message_bytes": sum(entry.message_bytes for entry in up),
+            "downlink_message_bytes": sum(entry.message_bytes for entry in down),
+            "dense_uplink_bytes": dense,
+            "uplink_ratio": dense / uplink if uplink else None,
+            "predicted_bytes": None if expected is None else seed_formula(*expected, len(up), 1),
+            "cumulative_uplink_bytes": uplink
+            + (earlier["cumulative_uplink_bytes"] if earlier else 0),
+            "cumulative_bytes": uplink + downlink + (earlier["cumulative_bytes"] if earlier else 0),
+        }
+
+
+def _expected_bytes(strategy: MeteredFedAvg, layout: Layout) -> tuple[int, int] | None:
+    """Payload bytes of one downlink and one uplink message, where they are known in advance."""
+    update = strategy.compressor.expected_bytes(layout)
+    return None if update is None else (layout.dense_bytes, update + layout.exact_bytes)
+
+
+def _summary(
+    config: RunConfig,
+    model: nn.Module,
+    layout: Layout,
+    strategy: MeteredFedAvg,
+    rounds: list[dict[str, Any]],
+) -> dict[str, Any]:
+    totals = {
+        name: sum(row[name] for row in rounds)
+        for name in (
+            "uplink_bytes",
+            "downlink_bytes",
+            "uplink_message_bytes",
+            "downlink_message_bytes",
+            "dense_uplink_bytes",
+        )
+    }
+    uplink, total = totals["uplink_bytes"], totals["uplink_bytes"] + totals["downlink_bytes"]
+    dense, updates = totals["dense_uplink_bytes"], sum(row["clients"] for row in rounds)
+    expected = _expected_bytes(strategy, layout)
+    vector, exact = read_arrays(model)
+    summary = {
+        "clients_per_round": config.clients_per_round,
+        "model_parameters": layout.size,
+        "dense_message_bytes": layout.dense_bytes,
+        **totals,
+        "total_bytes": total,
+        "initial_loss": rounds[0]["loss"],
+        **{name: rounds[-1][name] for name in ("loss", "perplexity", "bits_per_byte")},
+        "model_hash": hashlib.sha256(vector.tobytes() + exact).hexdigest(),
+    }
+    if updates:
+        summary["uplink_ratio"] = dense / uplink
+        summary["total_ratio"] = updates * 2 * layout.dense_bytes / total
+        summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
+    if expected is not None:
+        formula = seed_formula(*expected, config.clients_per_round, config.rounds)
+        summary["predicted_bytes"] = formula
+        summary["prediction"] = "exact" if strategy.compressor.fixed_size else "estimate"
+    return summary
+
+
+def _environment(config: RunConfig) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in RECORDED_PACKAGES},
+        "execution": config.model_dump(include={"backend", "sweep", "verbose"}),
+    }

@@ -1,0 +1,185 @@
+"""The cells of a sweep: check all before the first starts, skip what is done, show progress."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.errors import ConfigError, FedbwError
+from fedbw_sweep.report.figure import loss_against_bytes
+from fedbw_sweep.report.table import MB, describe_bytes, summary_table, varying_settings
+from fedbw_sweep.results import collect, config_columns, is_done
+
+FIGURE = "loss_against_bytes.png"
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Command:
+    """What the command at hand is doing. Empty in a process that another launcher started."""
+
+    cells: list[RunConfig] = field(default_factory=list)
+    folder: Path = field(default_factory=Path)
+
+
+_command = _Command()
+
+
+class Preflight(Callback):
+    """Hydra callback: every cell is checked before the first one trains.
+
+    Hydra turns a callback's exceptions into warnings, so an error is printed here and ends the
+    process with exit code 2.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the only run."""
+        with errors_end_the_command():
+            _prepare([RunConfig.from_hydra(config)], "hydra.run.dir", config)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check every cell of the grid."""
+        with errors_end_the_command():
+            cells = [
+                RunConfig.from_hydra(hydra.compose(kwargs["config_name"], overrides))
+                for overrides in _grid(config)
+            ]
+            _prepare(cells, "hydra.sweep.dir", config)
+
+
+def run_cell(cfg: DictConfig) -> None:
+    """Do the run a composed config describes unless it is recorded as done, then the tables."""
+    config, folder = RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir)
+    if is_done(config, folder):
+        return
+    from fedbw_sweep.run import execute
+
+    with _progress(config) as observe:
+        record = execute(config, folder, observe)
+    if record.error is None:
+        first, last = record.rounds[0], record.rounds[-1]
+        outcome = (
+            f"loss {first['loss']:.3f} -> {last['loss']:.3f}, "
+            f"uplink {last['cumulative_uplink_bytes'] / MB:.2f} MB"
+        )
+    else:
+        outcome = f"[red]failed[/red]: {escape(record.error.strip().splitlines()[-1])}"
+    seconds = sum(row["round_seconds"] for row in record.timing)
+    _console.print(f"{_label(config)}: {outcome} ({seconds:.0f} s)")
+    collect(folder)
+
+
+def finish() -> int:
+    """Print the sweep's table, draw its figure and return the exit code: 1 if any run failed."""
+    if not _command.cells:  # --help, --cfg and the like
+        return 0
+    results, rounds = collect(_command.folder)
+    mine = results[results["run_id"].isin([cell.run_id for cell in _command.cells])]
+    table = Console(highlight=False)
+    table.print(summary_table(mine), width=None if table.is_terminal else 200)
+    for line in describe_bytes(mine):
+        table.print(line, soft_wrap=True)
+    figure = _command.folder / FIGURE
+    loss_against_bytes(mine, rounds, figure)
+    _console.print(f"{_command.folder}/: results.csv, rounds.csv, {FIGURE} and a folder per run")
+    failed = mine[mine["status"] == "failed"]
+    for _, row in failed.iterrows():
+        _console.print(f"[red]failed[/red] {row['run_id']}: {escape(row['error'].strip())}")
+    return int(len(failed) > 0)
+
+
+def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig) -> None:
+    """Check the folder, the text and the model of every run that is still to do."""
+    folder = Path(OmegaConf.select(config, folder_key))
+    _command.cells, _command.folder = list({cell.run_id: cell for cell in cells}.values()), folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            folder_key, folder, f"cannot be written: {error.strerror}; choose another folder"
+        ) from None
+    todo = [cell for cell in _command.cells if not is_done(cell, folder)]
+    if len(todo) < len(_command.cells):
+        _console.print(f"{len(_command.cells) - len(todo)} of {len(_command.cells)} runs are done")
+    from fedbw_sweep.run import check
+
+    needs = {}
+    for cell in todo:
+        drawn = cell.seed if cell.data.partition != "natural" else None
+        needs[str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))] = cell
+    for cell in needs.values():
+        check(cell)
+
+
+def _grid(config: DictConfig) -> list[list[str]]:
+    """List the overrides of every cell, as Hydra's basic sweeper will expand them."""
+    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create())
+    assert isinstance(params, dict)
+    swept = [f"{key!s}={value!s}" for key, value in params.items()]
+    arguments = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
+    [grid] = BasicSweeper.split_arguments(arguments, max_batch_size=None)
+    return grid
+
+
+@contextmanager
+def errors_end_the_command() -> Iterator[None]:
+    """Print an error a user can act on, without a traceback, and exit with 2."""
+    try:
+        yield
+    except FedbwError as error:
+        _console.print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(2)
+
+
+@contextmanager
+def _progress(config: RunConfig) -> Iterator[Any]:
+    """Show the run's rounds, loss and MB as they come, in a terminal."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("round {task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=_console,
+        transient=True,
+        disable=not _console.is_terminal,
+    )
+    with progress:
+        ids = [cell.run_id for cell in _command.cells]
+        place = f"{ids.index(config.run_id) + 1}/{len(ids)} " if config.run_id in ids else ""
+        task = progress.add_task(place + _label(config), total=config.rounds, status="starting")
+
+        def observe(row: dict[str, Any]) -> None:
+            status = f"loss {row['loss']:.3f}, {row['cumulative_bytes'] / MB:.2f} MB"
+            progress.update(task, completed=row["round"], status=status)
+
+        yield observe
+
+
+def _label(config: RunConfig) -> str:
+    """Name a run by what varies between the command's cells."""
+    cells = [config, *_command.cells]
+    settings = pd.DataFrame([config_columns(cell.science) for cell in cells], dtype=object)
+    names = varying_settings(settings)
+    return " ".join(
+        f"{name}={settings[name][0]}" for name in names if not pd.isna(settings[name][0])
+    )

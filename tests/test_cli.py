@@ -1,0 +1,121 @@
+"""The command line without Ray: what it refuses, and that it refuses before any training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedbw_sweep import __main__ as cli
+from fedbw_sweep import run, sweep
+
+from .conftest import SMALL
+from .local import simulator
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> object:
+    """Run the command line in this process; return its exit code and everything it printed."""
+    trained = []
+
+    def train(*args: object) -> None:
+        trained.append(args)
+        simulator()(*args)
+
+    monkeypatch.setattr(run, "simulate", train)
+    monkeypatch.setattr(sweep, "_command", sweep._Command())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, int]:
+        monkeypatch.setattr(sys, "argv", ["fedbw_sweep", *arguments])
+        trained.clear()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(ended.value.code or 0), captured.out + captured.err, len(trained)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compression=zip"], ["compression/zip", "topk"]),
+        (["fraction_fit=0"], ["fraction_fit=0", "(0, 1]"]),
+        (["fraction_fit=1.5"], ["fraction_fit=1.5", "(0, 1]"]),
+        (["num_clients=0"], ["num_clients=0", "at least 1"]),
+        (["rounds=-1"], ["rounds=-1", "at least 0"]),
+        (["compression=topk", "compression.density=0"], ["compression.density=0", "(0, 1]"]),
+        (["compression=topk", "compression.density=2"], ["compression.density=2", "(0, 1]"]),
+        (["-m", "compression=topk", "compression.density=0.1,2"], ["compression.density=2"]),
+        (["-m", "num_clients=4,5000"], ["num_clients=5000", "at most 455", "min_characters"]),
+        (["data=text"], ["data.path=", "a value must be given"]),
+        (["data=text", "data.path=none.txt"], ["data.path=none.txt", "no such file"]),
+        (["data=text", "data.path=empty.txt"], ["data.path=empty.txt", "empty"]),
+        (["data=text", "data.path=bad.parquet"], ["data.path=bad.parquet", "cannot be read"]),
+        (["model=hub", "model.name_or_path=no/model"], ["model.name_or_path=no/model", "folder"]),
+        (["hydra.run.dir=file/out"], ["file/out", "cannot be written"]),
+        (["-m", "seed=1,2", "hydra.sweep.dir=file/out"], ["file/out", "cannot be written"]),
+        (["no_such_key=1"], ["no_such_key"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_stops_before_any_training(
+    command: object, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    code, printed, trained = command(*arguments)  # type: ignore[operator]
+    assert code != 0
+    assert trained == 0
+    for word in words:
+        assert word in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.rglob("results.csv"))
+
+
+def test_a_sweep_skips_what_is_done(command: object, tmp_path: Path) -> None:
+    arguments = ["-m", *SMALL, "compression=none,topk", "rounds=1"]
+    code, printed, trained = command(*arguments)  # type: ignore[operator]
+    assert (code, trained) == (0, 2)
+    folder = tmp_path / "outputs" / "main"
+    table = pd.read_csv(folder / "results.csv")
+    assert table["compression"].tolist() == ["none", "topk"]
+    assert "uplink MB" in printed
+    before = {p.name: p.read_bytes() for p in folder.glob("*.csv")}
+
+    (folder / table["run_id"][1] / "status.json").unlink()
+    code, printed, trained = command(*arguments)  # type: ignore[operator]
+    assert (code, trained) == (0, 1)
+    assert "1 of 2 runs are done" in printed
+    assert before == {p.name: p.read_bytes() for p in folder.glob("*.csv")}
+
+    code, printed, trained = command(*SMALL, "rounds=1")  # type: ignore[operator]
+    assert (code, trained) == (0, 0), "a single run is a sweep of one, in the same folder"
+    assert (folder / "loss_against_bytes.png").stat().st_size > 10_000
+
+
+def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -> None:
+    code, printed, trained = command(  # type: ignore[operator]
+        "-m", *SMALL, "lr=1e30,1e-3", "local_steps=3", "rounds=1"
+    )
+    assert (code, trained) == (1, 2)
+    table = pd.read_csv(tmp_path / "outputs" / "main" / "results.csv")
+    assert sorted(table["status"]) == ["done", "failed"]
+    assert "loss is nan" in table.loc[table["status"] == "failed", "error"].item()
+    assert "loss is nan" in printed
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_looking_runs_nothing(command: object, tmp_path: Path, flag: str) -> None:
+    code, printed, trained = command(flag)  # type: ignore[operator]
+    assert (code, trained) == (0, 0)
+    for word in ("compression", "num_clients", "fraction_fit", "local_epochs"):
+        assert word in printed
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message
+from torch import nn
+
+from fedbw_sweep import run
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.data import windows
+from fedbw_sweep.metering import METRICS, SENT_PAYLOAD
+from fedbw_sweep.modeling import build_model, read_arrays
+from fedbw_sweep.results import RunRecord, collect
+
+from .conftest import SMALL
+from .local import Tamper, simulator
+
+TINY_BYTES = 5_283_840
+
+Execute = Callable[..., RunRecord]
+
+
+@pytest.fixture
+def execute(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Execute:
+    """Do a small run in this process and return its record."""
+
+    def do(
+        *overrides: str, order: int = 0, tamper: Tamper = lambda reply: reply, folder: str = "s"
+    ) -> RunRecord:
+        monkeypatch.setattr(run, "simulate", simulator(order, tamper))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return run.execute(run_config(*SMALL, *overrides), tmp_path / folder)
+
+    return do
+
+
+def test_it_is_federated_averaging(execute: Execute, run_config: Callable[..., RunConfig]) -> None:
+    """Against a plain torch loop that shares nothing but the sampled clients and the batches."""
+    record = execute("local_steps=3")
+    config = record.config
+    text = run.federated_text(config)
+    weights = build_model(config.model, config.seed).state_dict()
+    for server_round in (1, 2):
+        sampled = [
+            row["client"]
+            for row in record.messages
+            if row["round"] == server_round and row["direction"] == "uplink"
+        ]
+        trained, counts = [], []
+        for client in sampled:
+            model = build_model(config.model, 99)
+            model.load_state_dict(weights)
+            data = windows(text.clients[client], config.sequence_length)
+            rng = run_rng(config.seed, client, server_round)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr)
+            order = rng.permutation(len(data))
+            for start in range(0, 3 * config.batch_size, config.batch_size):
+                batch = torch.from_numpy(
+                    data[order[start : start + config.batch_size]].astype(np.int64)
+                )
+                logits = model(batch[:, :-1]).logits.transpose(1, 2)
+                loss = nn.functional.cross_entropy(logits, batch[:, 1:])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            trained.append(model.state_dict())
+            counts.append(len(data))
+        weights = {
+            name: sum(
+                count / sum(counts) * state[name]
+                for count, state in zip(counts, trained, strict=True)
+            )
+            for name in weights
+        }
+    model = build_model(config.model, 99)
+    model.load_state_dict(weights)
+    batch = torch.from_numpy(text.heldout.astype(np.int64))
+    with torch.no_grad():
+        expected = model(batch, labels=batch).loss.item()
+    assert record.summary["loss"] == pytest.approx(expected, rel=1e-4)
+    assert record.summary["initial_loss"] - expected > 0.1
+
+
+def run_rng(seed: int, client: int, server_round: int) -> np.random.Generator:
+    from fedbw_sweep.seeding import rng_for
+
+    rng = rng_for(seed, "train", client, server_round)
+    rng.integers(2**63)
+    return rng
+
+
+def test_every_byte_of_the_reference_is_predicted(execute: Execute) -> None:
+    record = execute()
+    summary = record.summary
+    assert summary["uplink_bytes"] == summary["downlink_bytes"] == 2 * 2 * TINY_BYTES
+    assert summary["predicted_bytes"] == summary["total_bytes"] == 8 * TINY_BYTES
+    assert summary["prediction"] == "exact"
+    assert summary["uplink_ratio"] == summary["total_ratio"] == 1
+    assert summary["bits_per_coordinate"] == 32
+    messages = pd.DataFrame(record.messages)
+    assert len(messages) == 8
+    # payload + the keys "payload", "client" and "round" + two integers of 8 bytes
+    down = messages[messages["direction"] == "downlink"]
+    assert set(down["message_bytes"]) == {TINY_BYTES + 7 + 6 + 5 + 16}
+
+
+@pytest.mark.parametrize("compression", ["fp16", "int8", "topk", "threshold"])
+def test_a_compressed_run_trains_and_adds_up(execute: Execute, compression: str) -> None:
+    record = execute(f"compression={compression}")
+    assert record.error is None
+    messages, rounds = pd.DataFrame(record.messages), pd.DataFrame(record.rounds)
+    up = messages[messages["direction"] == "uplink"]
+    assert (
+        rounds["uplink_bytes"].tolist()[1:] == up.groupby("round")["payload_bytes"].sum().tolist()
+    )
+    assert rounds["cumulative_uplink_bytes"].iloc[-1] == up["payload_bytes"].sum()
+    assert record.summary["uplink_bytes"] == up["payload_bytes"].sum()
+    assert up["payload_bytes"].max() < TINY_BYTES
+    assert record.summary["loss"] < record.summary["initial_loss"]
+    assert record.summary["uplink_ratio"] == pytest.approx(
+        TINY_BYTES * len(up) / up["payload_bytes"].sum()
+    )
+    if record.config.compression.build().fixed_size:
+        assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
+
+
+@pytest.mark.parametrize("compression", ["none", "topk"])
+def test_node_ids_and_reply_order_change_nothing(execute: Execute, compression: str) -> None:
+    records = [
+        execute(f"compression={compression}", "rounds=3", order=order, folder=str(order))
+        for order in (1, 2)
+    ]
+    first, second = (record.summary for record in records)
+    assert first == second
+    assert records[0].rounds == records[1].rounds
+    assert records[0].messages == records[1].messages
+
+
+def test_error_feedback_is_the_clients_own(execute: Execute) -> None:
+    settings = ("compression=topk", "num_clients=2", "fraction_fit=1.0", "rounds=3")
+    kept = execute(*settings)
+    dropped = execute(*settings, "compression.error_feedback=false")
+    assert kept.rounds[1]["loss"] == dropped.rounds[1]["loss"]  # nothing is held back yet
+    assert kept.rounds[3]["loss"] != dropped.rounds[3]["loss"]
+
+
+def test_no_rounds_and_no_training(execute: Execute) -> None:
+    record = execute("rounds=0")
+    assert record.status == "done"
+    assert record.summary["total_bytes"] == 0
+    assert record.messages == []
+    still = execute("local_steps=0")
+    assert still.summary["loss"] == still.summary["initial_loss"]
+    assert still.summary["total_bytes"] == 8 * TINY_BYTES
+
+
+def test_divergence_fails_the_run_with_its_reason(execute: Execute, tmp_path: Path) -> None:
+    record = execute("lr=1e30", "local_steps=4")
+    assert record.status == "failed"
+    assert record.error is not None
+    assert "loss is nan" in record.error
+    assert "lower lr" in record.error
+    assert "Traceback" not in record.error
+    results, _ = collect(tmp_path / "s")
+    assert results["status"].tolist() == ["failed"]
+    assert results["loss"].isna().all()
+
+
+def test_a_count_that_differs_fails_the_run(execute: Execute) -> None:
+    def lie(reply: Message) -> Message:
+        reply.content.metric_records[METRICS][SENT_PAYLOAD] -= 1  # type: ignore[operator]
+        return reply
+
+    record = execute(tamper=lie)
+    assert record.error == (
+        "round 1, client "
+        f"{record_first_client(record)}: sent-payload-bytes is {TINY_BYTES - 1} "
+        f"by the client's count and {TINY_BYTES} by the server's"
+    )
+
+
+def record_first_client(record: RunRecord) -> int:
+    assert record.error is not None
+    return int(record.error.split("client ")[1].split(":")[0])
+
+
+def test_a_damaged_payload_fails_the_run(execute: Execute) -> None:
+    def damage(reply: Message) -> Message:
+        array = reply.content.array_records["arrays"]["payload"]
+        flipped = bytes([array.data[0] ^ 1]) + array.data[1:]
+        reply.content["arrays"] = ArrayRecord(
+            {"payload": Array(array.dtype, array.shape, array.stype, flipped)}
+        )
+        return reply
+
+    record = execute("compression=int8", tamper=damage)
+    assert record.error is not None
+    assert "payload was not made by" in record.error
+
+
+def test_a_client_that_never_answers_fails_the_run(execute: Execute) -> None:
+    record = execute("backend.client_timeout_s=5", tamper=lambda reply: None)
+    assert record.error is not None
+    assert "no reply within backend.client_timeout_s=5 s" in record.error
+
+
+def test_a_clients_own_traceback_is_reported(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr("fedbw_sweep.federated.client.train", broken)
+    record = execute()
+    assert record.error is not None
+    assert "RuntimeError: disk on fire" in record.error
+    assert "test_federated.py" in record.error
+
+
+def test_the_heldout_loss_is_in_three_units(execute: Execute) -> None:
+    row = execute("rounds=0").rounds[0]
+    assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+    assert row["bits_per_byte"] == pytest.approx(row["loss"] / math.log(2))  # byte tokens
+    assert row["loss"] == pytest.approx(math.log(512), abs=0.3)
+
+
+def test_the_model_hash_is_of_the_final_weights(execute: Execute) -> None:
+    import hashlib
+
+    record = execute("rounds=0")
+    vector, _ = read_arrays(build_model(record.config.model, record.config.seed))
+    assert (
+        record.summary["model_hash"] == hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
+    )
