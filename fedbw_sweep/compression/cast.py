@@ -145,6 +145,12 @@ def from_bfloat16(codes: NDArray[np.uint16]) -> FloatVector:
     return bits.view(np.float32)
 
 
+def unit_for(values: FloatVector) -> np.float32:
+    """Return the power of two that brings the largest magnitude near 1, within float32."""
+    exponent = int(np.frexp(np.max(np.abs(values), initial=0.0))[1])
+    return np.float32(2.0 ** min(-exponent, 126))
+
+
 def _shorten(
     values: FloatVector, mantissa: int, bias: int, largest: float
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:

@@ -104,7 +104,8 @@ def _groups(contexts: NDArray[Any] | None, count: int) -> Iterator[Any]:
 
 def _octave(values: NDArray[Any]) -> Ints:
     """Floor of log2, exact for positive integers below 2**53."""
-    return np.frexp(values)[1].astype(np.int64) - 1
+    exponents: Ints = np.frexp(values)[1].astype(np.int64)
+    return exponents - 1
 
 
 def _tokens(values: NDArray[Any]) -> tuple[NDArray[Any], Ints, Ints]:
@@ -202,18 +203,20 @@ class Encoder:
         count : int
             Number of contexts.
         """
-        for group in _groups(contexts, count):
-            part = values[group]
-            if not part.size:
-                continue
-            shift = max(0, int(part.mean()).bit_length() - 4)
+        if not values.size:
+            return
+        parts = [part for group in _groups(contexts, count) if (part := values[group]).size]
+        shifts = [max(0, int(part.mean()).bit_length() - 4) for part in parts]
+        high = np.concatenate([*map(np.right_shift, parts, shifts)])
+        tokens, large, widths = _tokens(high)
+        end = 0
+        for part, shift in zip(parts, shifts, strict=True):
+            start, end = end, end + part.size
             self.uint(shift, _MAX_SHIFT)
-            high = part >> shift
-            tokens, large, widths = _tokens(high)
-            self.symbols(tokens)
-            for width in np.flatnonzero(np.bincount(widths)):
-                self.bits(high[large[widths == width]], int(width))
+            self.symbols(tokens[start:end])
             self.bits(part, shift)
+        for width in np.flatnonzero(np.bincount(widths)):
+            self.bits(high[large[widths == width]], int(width))
 
 
 class Decoder:
@@ -295,25 +298,31 @@ class Decoder:
         self, size: int, limit: int, contexts: NDArray[Any] | None = None, count: int = 1
     ) -> Ints:
         """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
-        values = np.zeros(size, np.int64)
+        groups, highs, shifts, lows = [], [], [], []
         for group in _groups(contexts, count):
-            values[group] = self._integers(values[group].size, limit)
+            length = size if contexts is None else int(np.count_nonzero(group))
+            if length:
+                shift = self.uint(_MAX_SHIFT)
+                last = int(_tokens(np.array([limit >> shift]))[0][0])
+                groups.append(group)
+                shifts.append(shift)
+                highs.append(self.symbols(length, last))
+                lows.append(self.bits(length, shift) if shift else 0)
+        tokens = np.concatenate([np.zeros(0, np.int32), *highs])
+        large = np.flatnonzero(tokens >= 16)
+        high = tokens.astype(np.int64)
+        widths = high[large] // 4 - 2
+        high[large] = (high[large] - 4 - 4 * widths) << widths
+        for width in np.flatnonzero(np.bincount(widths)):
+            of_width = large[widths == width]
+            high[of_width] |= self.bits(len(of_width), int(width))
+        values, end = np.zeros(size, np.int64), 0
+        for group, shift, tokens, low in zip(groups, shifts, highs, lows, strict=True):
+            start, end = end, end + tokens.size
+            values[group] = high[start:end] << shift | low
         if size and values.max() > limit:
             raise PayloadError(f"{values.max()} is out of range: at most {limit}")
         return values
-
-    def _integers(self, size: int, limit: int) -> Ints:
-        if not size:
-            return np.zeros(0, np.int64)
-        shift = self.uint(_MAX_SHIFT)
-        values = self.symbols(size, int(_tokens(np.array([limit >> shift]))[0][0])).astype(np.int64)
-        large = np.flatnonzero(values >= 16)
-        widths = values[large] // 4 - 2
-        values[large] = (values[large] - 4 - 4 * widths) << widths
-        for width in np.flatnonzero(np.bincount(widths)):
-            of_width = large[widths == width]
-            values[of_width] |= self.bits(len(of_width), int(width))
-        return values << shift | self.bits(size, shift)
 
 
 def _starts(sizes: Ints) -> Ints:

@@ -278,8 +278,10 @@ class RandK(Compressor):
         kept = random_subset(decoder.uint((1 << 32) - 1), layout.size, count)
         values = _decode_values(decoder, count, self.values)
         decoder.finish()
+        if not np.isfinite(values).all():
+            raise PayloadError("a value is NaN or infinite")
         gain = layout.size / count if self.unbiased and count else 1.0
+        limit = np.finfo(np.float32).max  # values that the gain takes beyond it stay there
         update = np.zeros(layout.size, np.float32)
-        with np.errstate(over="ignore"):  # what overflows is infinite, and refused by `decode`
-            update[kept] = values * np.float64(gain)
+        update[kept] = np.clip(values * np.float64(gain), -limit, limit)
         return update

@@ -77,13 +77,11 @@ class Uniform(Compressor):
                 scale = _scale_codes(np.abs(extremes), half - 1, half)
             scales[start // self.block :][: scale.size] = scale
             _per_block(values, np.reciprocal(from_bfloat16(scale)), self.block, out=scaled)
-            if self.rounding == "nearest":
-                np.rint(scaled, out=scaled)
-            else:
+            if self.rounding == "stochastic":
                 scaled += rng.random(values.size, np.float32)
-                np.floor(scaled, out=scaled)
             np.clip(scaled, -half, half - 1, out=scaled)
-            codes[start : start + values.size] = scaled
+            to_integer = np.rint if self.rounding == "nearest" else np.floor
+            to_integer(scaled, out=codes[start : start + values.size], casting="unsafe")
         return b"".join((scales.data, pack(codes.view(np.uint8), self.bits).data))
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -143,7 +141,7 @@ class QSGD(Compressor):
         _per_block(update, np.reciprocal(from_bfloat16(steps)), self.bucket, out=scaled)
         scaled += rng.random(update.size, np.float32)
         np.clip(np.floor(scaled, out=scaled), -self.levels, self.levels, out=scaled)
-        integers = scaled.astype(np.int64)
+        integers = scaled.astype(np.int32)
         encoder = Encoder()
         encoder.symbols(np.where(integers > 0, 2 * integers - 1, -2 * integers))
         return steps.tobytes() + encoder.finish()

@@ -24,12 +24,7 @@ from fedbw_sweep.errors import DivergenceError, PayloadError
 CONF = Path(__file__).parents[2] / "conf" / "compression"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 every_method = pytest.mark.parametrize("name", NAMES)
-examples = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+examples = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 

@@ -1,0 +1,71 @@
+"""Lossless: the float32 bits themselves, at the cost of their entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.entropy import Decoder, Encoder
+
+_COMMON = 1 << 12
+"""An exponent rarer than this shares its tables of bytes with all other rare ones."""
+
+
+@dataclass(frozen=True)
+class Lossless(Compressor):
+    """Exponents and the bytes of mantissas, entropy coded apart; decodes to the very same bits.
+
+    Exponents are coded with a table per tensor, then the sign and the mantissa, as three bytes,
+    with tables by exponent: an update is a difference of two float32 weights, so the smaller it is
+    the more of its last bits are zero.
+    """
+
+    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+        bits = update.view(np.uint32)
+        exponents = (bits >> 23).astype(np.uint8)
+        encoder = Encoder()
+        for part in _tensors(layout, exponents):
+            encoder.symbols(part)
+        # The sign takes the place of the exponent's lowest bit, above the mantissa.
+        rest = bits & 0x7FFFFF | bits >> 8 & 0x800000
+        order, groups = _by_exponent(exponents)
+        octets = rest[order].astype("<u4").view(np.uint8).reshape(-1, 4)
+        for group in groups:
+            for place in range(3):
+                encoder.symbols(octets[group, place])
+        return encoder.finish()
+
+    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+        decoder = Decoder(body)
+        exponents = np.empty(layout.size, np.uint8)
+        for part in _tensors(layout, exponents):
+            part[:] = decoder.symbols(part.size, 255)
+        order, groups = _by_exponent(exponents)
+        octets = np.zeros((layout.size, 4), np.uint8)
+        for group in groups:
+            for place in range(3):
+                octets[group, place] = decoder.symbols(len(octets[group]), 255)
+        decoder.finish()
+        bits = np.empty(layout.size, np.uint32)
+        bits[order] = octets.view("<u4").reshape(-1)
+        sign = bits & 0x800000
+        bits ^= sign ^ sign << 8 ^ exponents.astype(np.uint32) << 23
+        return bits.view(np.float32)
+
+
+def _tensors(layout: Layout, values: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Return the part of each tensor, as views."""
+    return np.split(values, np.cumsum([tensor.size for tensor in layout.floats])[:-1])
+
+
+def _by_exponent(exponents: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[slice]]:
+    """Return an order that sorts by exponent, the rare ones last, and where each group is."""
+    common = np.bincount(exponents, minlength=256) >= _COMMON
+    # 255 is the exponent of no finite number.
+    keys = np.where(common, np.arange(256, dtype=np.uint8), np.uint8(255))[exponents]
+    ends = np.cumsum(np.bincount(keys, minlength=256)).tolist()
+    return np.argsort(keys, kind="stable"), [slice(a, b) for a, b in pairwise([0, *ends])]
