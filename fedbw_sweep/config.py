@@ -6,6 +6,7 @@ import hashlib
 import json
 from fractions import Fraction
 from math import floor
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from hydra.utils import get_class
@@ -16,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.errors import ConfigError
 
+PACKAGE = Path(__file__).parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+"""The configs: inside the package when installed from a wheel, beside it in a checkout."""
+
 SCHEMA_VERSION = 1
 """Version of the recorded files and of what a run means; part of every ``run_id``."""
 
@@ -23,11 +28,38 @@ EXECUTION_KEYS = frozenset({"backend", "sweep", "verbose"})
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Validated settings: frozen, strictly typed, no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
+    @classmethod
+    def from_hydra(cls, cfg: DictConfig) -> Self:
+        """Validate a composed Hydra config.
 
-class CompressionConfig(_Section):
+        Raises
+        ------
+        ConfigError
+            Naming every key whose value is not allowed, the value and what is.
+        """
+        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        try:
+            values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise ConfigError(str(error.full_key), "???", "a value must be given") from None
+        assert isinstance(values, dict)
+        return cls.from_dict({str(key): value for key, value in values.items()})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values; see `from_hydra`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _readable(error, cls) from None
+
+
+class CompressionConfig(Section):
     """A compression choice: the class, its parameters (any further key) and error feedback."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,7 +92,7 @@ class CompressionConfig(_Section):
         return built
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which causal language model, and where its weights come from."""
 
     name: str
@@ -71,7 +103,7 @@ class ModelConfig(_Section):
     architecture: dict[str, Any] | None
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which text, how it is split into training and held-out parts and spread over clients."""
 
     name: Literal["shakespeare", "text", "hub"]
@@ -88,7 +120,7 @@ class DataConfig(_Section):
     split: str = "train"
 
 
-class BackendConfig(_Section):
+class BackendConfig(Section):
     """What executes the clients; changes nothing in the results."""
 
     name: Literal["flower"]
@@ -96,7 +128,7 @@ class BackendConfig(_Section):
     client_timeout_s: float = Field(gt=0, description="seconds, above 0")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything one run needs, validated. Two runs with equal `science` leave equal results."""
 
     num_clients: int = Field(ge=1, description="clients that exist, at least 1")
@@ -116,29 +148,9 @@ class RunConfig(_Section):
     verbose: bool
 
     @classmethod
-    def from_hydra(cls, cfg: DictConfig) -> Self:
-        """Validate a composed Hydra config.
-
-        Raises
-        ------
-        ConfigError
-            Naming every key whose value is not allowed, the value and what is.
-        """
-        own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        try:
-            values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-        except MissingMandatoryValue as error:
-            raise ConfigError(str(error.full_key), "???", "a value must be given") from None
-        assert isinstance(values, dict)
-        return cls.from_dict({str(key): value for key, value in values.items()})
-
-    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values; see `from_hydra`."""
-        try:
-            config = cls.model_validate(values)
-        except ValidationError as error:
-            raise _readable(error) from None
+        """Validate plain values, the compressor's parameters included; see `from_hydra`."""
+        config = super().from_dict(values)
         config.compression.build()
         return config
 
@@ -159,12 +171,12 @@ class RunConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _readable(error: ValidationError) -> ConfigError:
+def _readable(error: ValidationError, section: type[Section]) -> ConfigError:
     """Turn pydantic's report into `key=value: what is allowed`, all of it."""
     problems = []
     for detail in error.errors():
         *groups, leaf = (str(part) for part in detail["loc"])
-        model: Any = RunConfig
+        model: Any = section
         for group in groups:
             model = model.model_fields[group].annotation
         field = model.model_fields.get(leaf)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from rich.table import Table
 
 from fedbw_sweep.results import AXES, RESULTS_COLUMNS
 
 MB, MIB = 10**6, 2**20
+FILE_WIDTH = 180
+
+
+def output_console() -> Console:
+    """Return a console for tables: as wide as the terminal, or wide enough for a file or pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)
 
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
