@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from fedbw_sweep.config import CONF
 from fedbw_sweep.sweep import errors_end_the_command, finish, run_cell
-
-PACKAGE = Path(__file__).parent
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
-"""Inside the package when installed from a wheel, beside it in a checkout."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -22,9 +18,16 @@ def cell(cfg: DictConfig) -> None:
     run_cell(cfg)
 
 
+def arrange(arguments: list[str]) -> list[str]:
+    """Spell ``-v`` as an override, and move ``-m`` first: Hydra loses overrides left of it."""
+    rest = [argument for argument in arguments if argument not in ("-v", "-m", "--multirun")]
+    multirun = ["-m"] if {"-m", "--multirun"} & set(arguments) else []
+    return multirun + rest + ["verbose=true"] * ("-v" in arguments)
+
+
 def main() -> None:
     """Run the command line; exit with 1 if any run failed, 2 if nothing could start."""
-    sys.argv[1:] = ["verbose=true" if argument == "-v" else argument for argument in sys.argv[1:]]
+    sys.argv[1:] = arrange(sys.argv[1:])
     try:
         with errors_end_the_command():
             cell()

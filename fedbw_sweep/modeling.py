@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -159,6 +160,12 @@ def write_arrays(model: nn.Module, vector: FloatVector, exact: bytes) -> None:
             )
             array.copy_(part.view(array.shape))
             exact_start += array.nbytes
+
+
+def use_one_thread() -> None:
+    """Make this process's linear algebra sum in an order that does not depend on its cores."""
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
 
 
 @dataclass(frozen=True)

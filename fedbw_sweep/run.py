@@ -14,25 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedbw_sweep.compression.base import Layout
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.data import FederatedText, federate
 from fedbw_sweep.errors import DivergenceError, FedbwError
 from fedbw_sweep.federated.client import client_app
 from fedbw_sweep.federated.simulation import set_verbosity, simulate
-from fedbw_sweep.federated.strategy import MeteredFedAvg
-from fedbw_sweep.federated.wire import ARRAYS, unpack
-from fedbw_sweep.metering import Ledger
+from fedbw_sweep.federated.strategy import ClientReport, MeteredFedAvg
 from fedbw_sweep.modeling import (
     build_model,
     heldout_loss,
     layout_of,
     load_tokenizer,
     read_arrays,
+    use_one_thread,
     write_arrays,
 )
 from fedbw_sweep.results import RunRecord
@@ -50,6 +48,7 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     A run that fails is recorded as failed with its reason; only an interruption leaves nothing.
     """
     set_verbosity(config.verbose)
+    use_one_thread()
     record = RunRecord(config, environment=_environment(config))
     try:
         _train(config, record, observe)
@@ -90,10 +89,8 @@ def federated_text(config: RunConfig) -> FederatedText:
 def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     text = federated_text(config)
     model = build_model(config.model, config.seed)
-    layout = layout_of(model)
-    ledger = Ledger(layout.dense_bytes)
-    strategy = MeteredFedAvg(config, layout, ledger)
-    rounds = _Rounds(config, model, layout, text, ledger, strategy, record, observe)
+    strategy = MeteredFedAvg(config, layout_of(model))
+    evaluator = _Evaluator(model, text, strategy, record, observe)
     server = ServerApp()
 
     @server.main()
@@ -103,53 +100,52 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
             initial_arrays=strategy.encode_model(*read_arrays(model)),
             num_rounds=config.rounds,
             timeout=config.backend.client_timeout_s,
-            evaluate_fn=rounds.evaluate,
+            evaluate_fn=evaluator,
         )
 
-    with tempfile.TemporaryDirectory(prefix="fedbw_sweep-") as folder:
-        text_path = Path(folder) / "clients.npz"
-        tokens: dict[str, Any] = {str(client): own for client, own in enumerate(text.clients)}
-        np.savez(text_path, **tokens)
-        simulate(config, server, client_app(config.model_dump_json(by_alias=True), str(text_path)))
-    record.messages = list(ledger.rows())
-    record.summary = _summary(config, model, layout, strategy, record.rounds)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedbw_sweep-") as folder:
+            text_path = Path(folder) / "clients.npz"
+            tokens: dict[str, Any] = {str(client): own for client, own in enumerate(text.clients)}
+            np.savez(text_path, **tokens)
+            client = client_app(config.model_dump_json(by_alias=True), str(text_path))
+            simulate(config, server, client)
+    finally:
+        record.messages = list(strategy.ledger.rows())
+    record.summary = _summary(config, model, strategy, record.rounds)
 
 
-class _Rounds:
-    """Evaluates the global model after each round and writes down the round."""
+class _Evaluator:
+    """Flower's ``evaluate_fn``: measures the global model after each round, writes the row."""
 
     def __init__(
         self,
-        config: RunConfig,
         model: nn.Module,
-        layout: Layout,
         text: FederatedText,
-        ledger: Ledger,
         strategy: MeteredFedAvg,
         record: RunRecord,
         observe: Observer,
     ) -> None:
-        self.config, self.model, self.layout, self.text = config, model, layout, text
-        self.ledger, self.strategy, self.record, self.observe = ledger, strategy, record, observe
+        self.model, self.text, self.strategy = model, text, strategy
+        self.record, self.observe = record, observe
         self.started = time.perf_counter()
 
-    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Measure the held-out loss and add the round's row."""
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         before = time.perf_counter()
-        content = RecordDict({ARRAYS: arrays})
-        write_arrays(self.model, *unpack(content, self.strategy.model, self.layout))
+        write_arrays(self.model, *self.strategy.decode_model(arrays))
         loss = heldout_loss(self.model, self.text.heldout)
         if not math.isfinite(loss):
             raise DivergenceError(f"round {server_round}: held-out loss is {loss}; lower lr")
         now = time.perf_counter()
-        clients = self.strategy.client_metrics.get(server_round, [])
+        reports = self.strategy.reports.get(server_round, [])
         row = {
-            "run_id": self.config.run_id,
+            "run_id": self.record.config.run_id,
             "round": server_round,
             "loss": loss,
             "perplexity": math.exp(loss),
             "bits_per_byte": loss / math.log(2) * self.text.heldout_tokens_per_byte,
-            **self._training(clients),
+            "train_loss": _mean_train_loss(reports),
+            "clients": len(reports),
             **self._bytes(server_round),
         }
         self.record.rounds.append(row)
@@ -158,28 +154,22 @@ class _Rounds:
                 "round": server_round,
                 "round_seconds": now - self.started,
                 "evaluate_seconds": now - before,
-                "train_seconds": sum(client["train-seconds"] for client in clients),
-                "encode_seconds": sum(client["encode-seconds"] for client in clients),
+                "train_seconds": sum(report.train_seconds for report in reports),
+                "encode_seconds": sum(report.encode_seconds for report in reports),
             }
         )
         self.started = now
         self.observe(row)
         return MetricRecord({"loss": loss})
 
-    def _training(self, clients: list[dict[str, float]]) -> dict[str, Any]:
-        trained = [client for client in clients if client["steps"]]
-        examples = sum(client["num-examples"] for client in trained)
-        losses = sum(client["num-examples"] * client["train-loss"] for client in trained)
-        return {"clients": len(clients), "train_loss": losses / examples if examples else None}
-
-    def _bytes(self, server_round: int) -> dict[str, Any]:
-        entries = [entry for entry in self.ledger.entries if entry.round == server_round]
+    def _bytes(self, server_round: int) -> dict[str, int | float | None]:
+        entries = [e for e in self.strategy.ledger.entries if e.round == server_round]
         up = [entry for entry in entries if entry.direction == "uplink"]
         down = [entry for entry in entries if entry.direction == "downlink"]
         uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
         dense = sum(entry.dense_bytes for entry in up)
-        earlier = self.record.rounds[-1] if self.record.rounds else None
-        expected = _expected_bytes(self.strategy, self.layout)
+        earlier = self.record.rounds[-1] if self.record.rounds else {}
+        expected = self.strategy.expected_bytes
         return {
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
@@ -188,25 +178,21 @@ class _Rounds:
             "dense_uplink_bytes": dense,
             "uplink_ratio": dense / uplink if uplink else None,
             "predicted_bytes": None if expected is None else seed_formula(*expected, len(up), 1),
-            "cumulative_uplink_bytes": uplink
-            + (earlier["cumulative_uplink_bytes"] if earlier else 0),
-            "cumulative_bytes": uplink + downlink + (earlier["cumulative_bytes"] if earlier else 0),
+            "cumulative_uplink_bytes": uplink + earlier.get("cumulative_uplink_bytes", 0),
+            "cumulative_bytes": uplink + downlink + earlier.get("cumulative_bytes", 0),
         }
 
 
-def _expected_bytes(strategy: MeteredFedAvg, layout: Layout) -> tuple[int, int] | None:
-    """Payload bytes of one downlink and one uplink message, where they are known in advance."""
-    update = strategy.compressor.expected_bytes(layout)
-    return None if update is None else (layout.dense_bytes, update + layout.exact_bytes)
+def _mean_train_loss(reports: list[ClientReport]) -> float | None:
+    trained = [report for report in reports if report.steps]
+    examples = sum(report.examples for report in trained)
+    return sum(r.examples * r.train_loss for r in trained) / examples if trained else None
 
 
 def _summary(
-    config: RunConfig,
-    model: nn.Module,
-    layout: Layout,
-    strategy: MeteredFedAvg,
-    rounds: list[dict[str, Any]],
+    config: RunConfig, model: nn.Module, strategy: MeteredFedAvg, rounds: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    layout = strategy.layout
     totals = {
         name: sum(row[name] for row in rounds)
         for name in (
@@ -219,7 +205,6 @@ def _summary(
     }
     uplink, total = totals["uplink_bytes"], totals["uplink_bytes"] + totals["downlink_bytes"]
     dense, updates = totals["dense_uplink_bytes"], sum(row["clients"] for row in rounds)
-    expected = _expected_bytes(strategy, layout)
     vector, exact = read_arrays(model)
     summary = {
         "clients_per_round": config.clients_per_round,
@@ -235,7 +220,7 @@ def _summary(
         summary["uplink_ratio"] = dense / uplink
         summary["total_ratio"] = updates * 2 * layout.dense_bytes / total
         summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
-    if expected is not None:
+    if (expected := strategy.expected_bytes) is not None:
         formula = seed_formula(*expected, config.clients_per_round, config.rounds)
         summary["predicted_bytes"] = formula
         summary["prediction"] = "exact" if strategy.compressor.fixed_size else "estimate"

@@ -24,7 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ConfigError, FedbwError
 from fedbw_sweep.report.figure import loss_against_bytes
-from fedbw_sweep.report.table import MB, describe_bytes, summary_table, varying_settings
+from fedbw_sweep.report.table import (
+    MB,
+    describe_bytes,
+    output_console,
+    summary_table,
+    varying_settings,
+)
 from fedbw_sweep.results import collect, config_columns, is_done
 
 FIGURE = "loss_against_bytes.png"
@@ -93,10 +99,10 @@ def finish() -> int:
         return 0
     results, rounds = collect(_command.folder)
     mine = results[results["run_id"].isin([cell.run_id for cell in _command.cells])]
-    table = Console(highlight=False)
-    table.print(summary_table(mine), width=None if table.is_terminal else 200)
+    output = output_console()
+    output.print(summary_table(mine))
     for line in describe_bytes(mine):
-        table.print(line, soft_wrap=True)
+        output.print(line, soft_wrap=True)
     figure = _command.folder / FIGURE
     loss_against_bytes(mine, rounds, figure)
     _console.print(f"{_command.folder}/: results.csv, rounds.csv, {FIGURE} and a folder per run")

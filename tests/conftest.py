@@ -13,10 +13,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import CONF, RunConfig
 
 ROOT = Path(__file__).parent.parent
-CONF = ROOT / "conf"
 
 SMALL = (
     "model=tiny",

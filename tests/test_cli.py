@@ -112,6 +112,18 @@ def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -
     assert "loss is nan" in printed
 
 
+@pytest.mark.parametrize(
+    ("given", "arranged"),
+    [
+        (["a=1", "-m", "b=1,2"], ["-m", "a=1", "b=1,2"]),
+        (["-v", "--multirun", "a=1,2"], ["-m", "a=1,2", "verbose=true"]),
+        (["--cfg", "job", "a=1"], ["--cfg", "job", "a=1"]),
+    ],
+)
+def test_flags_may_stand_anywhere(given: list[str], arranged: list[str]) -> None:
+    assert cli.arrange(given) == arranged
+
+
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_looking_runs_nothing(command: object, tmp_path: Path, flag: str) -> None:
     code, printed, trained = command(flag)  # type: ignore[operator]

@@ -94,6 +94,15 @@ def test_an_unknown_compressor_parameter_is_refused(run_config: Build) -> None:
         run_config("compression=topk", "+compression.bits=3")
 
 
+def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment(
+    run_config: Build,
+) -> None:
+    config = run_config("experiment=seed")
+    assert (config.num_clients, config.clients_per_round, config.rounds) == (2, 2, 1)
+    assert (config.local_epochs, config.sweep) == (0, "seed")
+    assert run_config("experiment=seed", "rounds=3").rounds == 3
+
+
 def test_all_problems_are_listed_at_once(run_config: Build) -> None:
     with pytest.raises(ConfigError) as caught:
         run_config("rounds=-1", "lr=0", "data.alpha=-2")

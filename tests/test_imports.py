@@ -33,6 +33,7 @@ ORDER = [
     "report.table",
     "report",
     "sweep",
+    "codecs",
     "__main__",
 ]
 """From what all may import down to what none may; a package stands for its other files."""

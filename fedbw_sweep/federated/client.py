@@ -7,7 +7,6 @@ import traceback
 from functools import lru_cache
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
@@ -21,7 +20,14 @@ from fedbw_sweep.data import windows
 from fedbw_sweep.errors import FedbwError
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
 from fedbw_sweep.metering import METRICS, metering_mod
-from fedbw_sweep.modeling import build_model, layout_of, read_arrays, train, write_arrays
+from fedbw_sweep.modeling import (
+    build_model,
+    layout_of,
+    read_arrays,
+    train,
+    use_one_thread,
+    write_arrays,
+)
 from fedbw_sweep.seeding import rng_for
 
 CLIENT_FAILED = 1
@@ -48,7 +54,7 @@ def client_app(run_config: str, text_path: str) -> ClientApp:
         with np.load(text_path) as text:
             sequences = windows(text[str(client)], config.sequence_length)
 
-        received, exact = unpack(message.content, Dense(), layout)
+        received, exact = unpack(message.content.array_records[ARRAYS], Dense(), layout)
         write_arrays(model, received, exact)
         started = time.perf_counter()
         training = train(
@@ -99,7 +105,7 @@ def _encode(
 @lru_cache(maxsize=1)
 def _workplace(run_config: str) -> tuple[RunConfig, nn.Module, Layout, Compressor]:
     """Build what a worker process needs for a run, once; every client overwrites the weights."""
-    torch.set_num_threads(1)  # sums in an order that does not depend on the machine
+    use_one_thread()
     config = RunConfig.model_validate_json(run_config)
     model = build_model(config.model, config.seed)
     return config, model, layout_of(model), config.compression.build()

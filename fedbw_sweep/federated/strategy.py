@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,6 +18,30 @@ from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import rng_for
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client says of its round: weight, loss in nats per token, wall-clock seconds."""
+
+    client: int
+    examples: int
+    steps: int
+    train_loss: float
+    train_seconds: float
+    encode_seconds: float
+
+    @classmethod
+    def of(cls, client: int, metrics: Mapping[str, Any]) -> Self:
+        """Read the report out of a reply's metrics."""
+        return cls(
+            client,
+            examples=metrics["num-examples"],
+            steps=metrics["steps"],
+            train_loss=metrics["train-loss"],
+            train_seconds=metrics["train-seconds"],
+            encode_seconds=metrics["encode-seconds"],
+        )
 
 
 class MeteredFedAvg(FedAvg):
@@ -32,26 +58,33 @@ class MeteredFedAvg(FedAvg):
         The run.
     layout : Layout
         The arrays that travel.
+
+    Attributes
+    ----------
     ledger : Ledger
-        Where every message is booked.
+        Every message of the run so far.
+    reports : dict of int to list of ClientReport
+        Each round's clients, in their order.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, ledger: Ledger) -> None:
+    def __init__(self, config: RunConfig, layout: Layout) -> None:
         super().__init__(fraction_evaluate=0.0)  # the held-out loss is the server's
-        self.config, self.layout, self.ledger = config, layout, ledger
+        self.config, self.layout = config, layout
         self.compressor = config.compression.build()
-        self.model = Dense()
-        self.global_vector: FloatVector
-        self.client_of: dict[int, int] = {}
-        self.client_metrics: dict[int, list[dict[str, float]]] = {}
+        self.model_compressor = Dense()
+        self.ledger = Ledger(layout.dense_bytes)
+        self.reports: dict[int, list[ClientReport]] = {}
+        self.client_of: dict[int, int] = {}  # this round's clients by node id, in their order
+        self.global_vector = np.empty(0, np.float32)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the round's clients and address the global model to each."""
-        content = RecordDict({ARRAYS: arrays})
-        self.global_vector, self.global_exact = unpack(content, self.model, self.layout)
+        self.global_vector, _ = self.decode_model(arrays)
         nodes = sorted(grid.get_node_ids())
+        if len(nodes) != self.config.num_clients:
+            raise ClientError(f"{len(nodes)} of {self.config.num_clients} clients are connected")
         rng = rng_for(self.config.seed, "sample", server_round)
         sampled = rng.choice(len(nodes), self.config.clients_per_round, replace=False)
         self.client_of = {nodes[client]: int(client) for client in sorted(sampled)}
@@ -84,14 +117,13 @@ class MeteredFedAvg(FedAvg):
         for client in self.client_of.values():
             content = self._content(server_round, client, by_client.pop(client, None))
             self.ledger.received(server_round, client, content)
-            metrics = dict(content.metric_records[METRICS])
-            self.client_metrics.setdefault(server_round, []).append({**metrics, CLIENT: client})  # type: ignore[dict-item]
-            weight = int(metrics["num-examples"])  # type: ignore[arg-type]
-            update, exact = unpack(content, self.compressor, self.layout)
-            total += weight * update.astype(np.float64)
-            weight_sum += weight
+            report = ClientReport.of(client, content.metric_records[METRICS])
+            self.reports.setdefault(server_round, []).append(report)
+            update, exact = unpack(content.array_records[ARRAYS], self.compressor, self.layout)
+            total += update * np.float64(report.examples)
+            weight_sum += report.examples
             for sums, array in zip(exact_total, self._exact_arrays(exact), strict=True):
-                sums += weight * array
+                sums += report.examples * array
         vector = (self.global_vector + total / weight_sum).astype(np.float32)
         if not np.isfinite(vector).all():
             raise DivergenceError(
@@ -105,7 +137,19 @@ class MeteredFedAvg(FedAvg):
 
     def encode_model(self, vector: FloatVector, exact: bytes) -> ArrayRecord:
         """Encode the global model for the way down."""
-        return pack(self.model.encode(vector, self.layout, rng_for(self.config.seed)) + exact)
+        rng = rng_for(self.config.seed, "encode model")
+        return pack(self.model_compressor.encode(vector, self.layout, rng) + exact)
+
+    def decode_model(self, arrays: ArrayRecord) -> tuple[FloatVector, bytes]:
+        """Decode what `encode_model` made."""
+        return unpack(arrays, self.model_compressor, self.layout)
+
+    @property
+    def expected_bytes(self) -> tuple[int, int] | None:
+        """Payload bytes of one downlink and one uplink message, where known in advance."""
+        update = self.compressor.expected_bytes(self.layout)
+        exact = self.layout.exact_bytes
+        return None if update is None else (self.layout.dense_bytes, update + exact)
 
     def _content(self, server_round: int, client: int, reply: Message | None) -> RecordDict:
         if reply is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.errors import PayloadError
@@ -19,9 +19,9 @@ def pack(payload: bytes) -> ArrayRecord:
 
 
 def unpack(
-    content: RecordDict, compressor: Compressor, layout: Layout
+    arrays: ArrayRecord, compressor: Compressor, layout: Layout
 ) -> tuple[FloatVector, bytes]:
-    """Decode a message's payload: the compressed vector, then the arrays sent as they are.
+    """Decode a payload: the compressed vector, then the arrays sent as they are.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def unpack(
     PayloadError
         If the payload is not one made for this layout and compressor.
     """
-    payload = content.array_records[ARRAYS]["payload"].data
+    payload = arrays["payload"].data
     split = len(payload) - layout.exact_bytes
     if split < 0:
         raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
