@@ -89,6 +89,13 @@ class CompressionConfig(Section):
             raise ConfigError("compression", self.name, str(error)) from None
         if not isinstance(built, Compressor):
             raise ConfigError("compression._target_", self.target, "must be a Compressor class")
+        if self.error_feedback and self.parameters.get("unbiased"):
+            raise ConfigError(
+                "compression.unbiased",
+                True,
+                "scales up what is sent, so that error feedback's residual would grow without "
+                "bound; set it or compression.error_feedback to false",
+            )
         return built
 
 

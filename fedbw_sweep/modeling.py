@@ -214,7 +214,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
         model.train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=lr, fused=True)
         for batch in _batches(windows, epochs, steps, batch_size, rng):
             loss = _cross_entropy(model, batch).mean()
             if not math.isfinite(loss.item()):

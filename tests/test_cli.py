@@ -53,7 +53,7 @@ def command(
         (["compression=topk", "compression.density=0"], ["compression.density=0", "(0, 1]"]),
         (["compression=topk", "compression.density=2"], ["compression.density=2", "(0, 1]"]),
         (["-m", "compression=topk", "compression.density=0.1,2"], ["compression.density=2"]),
-        (["-m", "num_clients=4,5000"], ["num_clients=5000", "at most 455", "min_characters"]),
+        (["-m", "num_clients=4,5000"], ["num_clients=5000", "at most 843", "min_characters"]),
         (["data=text"], ["data.path=", "a value must be given"]),
         (["data=text", "data.path=none.txt"], ["data.path=none.txt", "no such file"]),
         (["data=text", "data.path=empty.txt"], ["data.path=empty.txt", "empty"]),

@@ -89,6 +89,12 @@ def test_a_compressors_own_parameters_are_checked(run_config: Build, density: st
         run_config("compression=topk", f"compression.density={density}")
 
 
+def test_unbiased_sparsification_is_not_fed_back(run_config: Build) -> None:
+    with pytest.raises(ConfigError, match=r"compression\.unbiased=True: .*residual would grow"):
+        run_config("compression=randk", "compression.error_feedback=true")
+    run_config("compression=randk", "compression.error_feedback=true", "compression.unbiased=false")
+
+
 def test_an_unknown_compressor_parameter_is_refused(run_config: Build) -> None:
     with pytest.raises(ConfigError, match="bits"):
         run_config("compression=topk", "+compression.bits=3")

@@ -129,7 +129,11 @@ def test_shakespeare_is_all_there() -> None:
     first = corpus[corpus["label"] == "hamlet"].iloc[0]
     assert (first["text"], first["client"]) == ("Who's there?", "hamlet/BERNARDO")
     sizes = corpus["text"].str.len().groupby(corpus["client"]).sum()
-    assert [(sizes >= least).sum() for least in (2_000, 10_000)] == [455, 135]  # as in conf/data
+    assert [(sizes >= least).sum() for least in (500, 2_000, 10_000)] == [
+        843,
+        455,
+        135,
+    ]  # as in conf/data
     heldout = corpus["text"][corpus["heldout"]].str.len().sum()
     # Speakers of fewer than five speeches mostly keep theirs.
     assert 0.09 < heldout / sizes.sum() < 0.1

@@ -219,7 +219,7 @@ def test_training_is_plain_adamw_over_a_random_order() -> None:
     order = rng.permutation(6)
     batches = [torch.from_numpy(windows[order[i : i + 3]].astype(np.int64)) for i in (0, 3)]
     plain_steps(plain, batches, lr=1e-2)
-    np.testing.assert_allclose(read_arrays(ours)[0], read_arrays(plain)[0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(read_arrays(ours)[0], read_arrays(plain)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_divergence_is_an_error() -> None:

@@ -87,7 +87,7 @@ def test_the_tables_are_rebuilt_from_the_folders(run_config: Build, tmp_path: Pa
         finished(run_config(override)).write(tmp_path)
     table, rounds = collect(tmp_path)
     assert table["compression"].tolist() == ["none", "none", "topk"]
-    assert table["num_clients"].tolist() == [3, 16, 16]
+    assert table["num_clients"].tolist() == [3, 32, 32]
     assert list(table.columns[:6]) == [*results.AXES, "seed"]
     assert table["total_bytes"].tolist() == [2**53 + 1] * 3
     assert len(rounds) == 9

@@ -91,15 +91,15 @@ def _table_model(levels: Ints, resolution: int) -> Any:
     return _categorical(np.where(levels > 0, weights, 0))
 
 
-def _groups(contexts: NDArray[Any] | None, count: int) -> Iterator[Any]:
+def _groups(contexts: NDArray[Any] | None) -> Iterator[Any]:
     """Yield where the values of each context that occurs are, in order of context."""
     if contexts is None:
         yield slice(None)
-        return
-    for context in range(count):
-        chosen = contexts == context
-        if chosen.any():
-            yield chosen
+    elif contexts.size:
+        for context in range(int(contexts.min()), int(contexts.max()) + 1):
+            chosen = contexts == context
+            if chosen.any():
+                yield chosen
 
 
 def _octave(values: NDArray[Any]) -> Ints:
@@ -186,9 +186,7 @@ class Encoder:
         self._put(steps + span, _laplace(span, slope))
         return _table_model(levels, resolution)
 
-    def integers(
-        self, values: NDArray[Any], contexts: NDArray[Any] | None = None, count: int = 1
-    ) -> None:
+    def integers(self, values: NDArray[Any], contexts: NDArray[Any] | None = None) -> None:
         """Add integers in ``[0, MAX_INTEGER]`` at the cost of their entropy and small tables.
 
         Low bits in which their distribution is flat travel as they are. Of the rest, numbers below
@@ -199,13 +197,11 @@ class Encoder:
         values : ndarray of int, shape (n,)
             The integers; small ones should be the frequent ones.
         contexts : ndarray of int, shape (n,), optional
-            Which of `count` tables each integer is coded with; the decoder must know it already.
-        count : int
-            Number of contexts.
+            Small integers: which table each is coded with. The decoder must know it already.
         """
         if not values.size:
             return
-        parts = [part for group in _groups(contexts, count) if (part := values[group]).size]
+        parts = [part for group in _groups(contexts) if (part := values[group]).size]
         shifts = [max(0, int(part.mean()).bit_length() - 4) for part in parts]
         high = np.concatenate([*map(np.right_shift, parts, shifts)])
         tokens, large, widths = _tokens(high)
@@ -294,12 +290,10 @@ class Decoder:
             raise PayloadError("a table of probabilities leaves its range")
         return _table_model(levels, resolution)
 
-    def integers(
-        self, size: int, limit: int, contexts: NDArray[Any] | None = None, count: int = 1
-    ) -> Ints:
+    def integers(self, size: int, limit: int, contexts: NDArray[Any] | None = None) -> Ints:
         """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
         groups, highs, shifts, lows = [], [], [], []
-        for group in _groups(contexts, count):
+        for group in _groups(contexts):
             length = size if contexts is None else int(np.count_nonzero(group))
             if length:
                 shift = self.uint(_MAX_SHIFT)
@@ -399,11 +393,11 @@ def encode_indices(encoder: Encoder, indices: Ints, layout: Layout) -> Ints:
     encoder.bits(across.astype(np.int64), 1)
     encoder.symbols(density)
     contexts = np.repeat(density, lines)
-    encoder.integers(counts[contexts > 0], contexts[contexts > 0], _CLASSES)
+    encoder.integers(counts[contexts > 0], contexts[contexts > 0])
     gaps = np.diff(position, prepend=-1) - 1
     first = _starts(counts)[counts > 0]
     gaps[first] = position[first]
-    encoder.integers(gaps, np.repeat(_spacing(counts, np.repeat(lengths, lines)), counts), _CLASSES)
+    encoder.integers(gaps, np.repeat(_spacing(counts, np.repeat(lengths, lines)), counts))
     return order
 
 
@@ -416,11 +410,11 @@ def decode_indices(decoder: Decoder, layout: Layout) -> Ints:
     length = np.repeat(lengths, lines)
     counts = np.zeros(len(length), np.int64)
     used = contexts > 0
-    counts[used] = decoder.integers(int(used.sum()), int(length.max()), contexts[used], _CLASSES)
+    counts[used] = decoder.integers(int(used.sum()), int(length.max()), contexts[used])
     if np.any(counts > length):
         raise PayloadError("more positions than coordinates")
     contexts = np.repeat(_spacing(counts, length), counts)
-    ends = np.cumsum(1 + decoder.integers(len(contexts), int(length.max()), contexts, _CLASSES))
+    ends = np.cumsum(1 + decoder.integers(len(contexts), int(length.max()), contexts))
     first = _starts(counts)
     before = np.append(0, ends)[first]
     line = np.repeat(np.arange(len(length)), counts)

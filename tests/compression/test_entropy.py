@@ -125,11 +125,11 @@ def test_contexts_are_coded_apart() -> None:
     # Two contexts that are each constant cost nothing; together they would cost a bit each.
     contexts = np.random.default_rng(2).integers(0, 2, 80_000)
     encoder = Encoder()
-    encoder.integers(contexts * 5, contexts, 2)
+    encoder.integers(contexts * 5, contexts)
     data = encoder.finish()
     assert len(data) < 30
     decoder = Decoder(memoryview(data))
-    assert np.array_equal(decoder.integers(80_000, 5, contexts, 2), contexts * 5)
+    assert np.array_equal(decoder.integers(80_000, 5, contexts), contexts * 5)
 
 
 def test_raw_values_cost_their_bits() -> None:
@@ -170,7 +170,7 @@ def test_what_goes_in_comes_out(data: st.DataObject) -> None:
             elif call == "symbols":
                 encoder.symbols(values)
             else:
-                encoder.integers(values, contexts, 3)
+                encoder.integers(values, contexts)
     decoder = Decoder(memoryview(encoder.finish()))
     for call, (bound, value) in zip(calls, sent, strict=True):
         if call == "uint":
@@ -180,7 +180,7 @@ def test_what_goes_in_comes_out(data: st.DataObject) -> None:
         elif call == "bits":
             assert np.array_equal(decoder.bits(len(value), 13), value)
         else:
-            contexts = (np.arange(len(value)) % 3, 3) if call == "integers" else ()
+            contexts = (np.arange(len(value)) % 3,) if call == "integers" else ()
             got = getattr(decoder, call)(len(value), bound, *contexts)
             assert np.array_equal(got, value)
     decoder.finish()
@@ -238,7 +238,7 @@ def test_hostile_bytes_give_bounded_values_or_a_payload_error(data: bytes, limit
     layout = layout_of((7, 9), (30,), (2, 3, 4))
     reads = (
         lambda d: d.symbols(50, limit),
-        lambda d: d.integers(50, limit, np.arange(50) % 4, 4),
+        lambda d: d.integers(50, limit, np.arange(50) % 4),
         lambda d: np.array([d.uint(limit)]),
         lambda d: decode_indices(d, layout),
     )

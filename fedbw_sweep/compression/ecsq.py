@@ -1,0 +1,273 @@
+"""Entropy-coded scalar quantisation: one step for the whole update, and a dead zone.
+
+One step for all arrays is reverse water-filling: arrays (and rows) that moved little spend few
+bits or none, and the error is what it should be everywhere. Each row is coded by the statistics of
+rows of its own scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, log, log2, prod, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Ints, Symbols
+from fedbw_sweep.errors import ConfigError, PayloadError
+
+CLASSES = 36
+"""Classes of scale, half an octave apart: class c has an rms near ``2**(c/2 - 4)`` steps."""
+
+SLOPE = log(2) / 6
+"""Error that a bit is worth, in squared steps: what it buys from a fine uniform quantiser."""
+
+
+def _design() -> tuple[NDArray[np.float32], ...]:
+    """Return each class's threshold, reconstruction shift, bits and squared error a coordinate.
+
+    For a Laplacian the best quantiser at a given slope has equal bins beyond a dead zone, each
+    reconstructed at its mean (Sullivan 1996, IEEE Trans. Inf. Theory 42(5)). The threshold t at
+    which zero and one cost the same obeys ``t**2 - mean**2 = SLOPE * bits between them``.
+    """
+    scale = 2 ** (np.arange(CLASSES) / 2 - 4.5)  # of the magnitude's exponential distribution
+    ratio = np.exp(-1 / scale)  # of one bin's probability to that of the bin before
+    mean = scale - ratio / (1 - ratio)  # within a bin, from where it starts
+    threshold = np.full(CLASSES, 0.5)
+    for _ in range(60):
+        sent = np.exp(-threshold / scale)
+        odds = 2 * (1 - sent) / (sent * (1 - ratio))
+        threshold = (threshold + np.sqrt(mean**2 + SLOPE * np.maximum(0, np.log2(odds)))) / 2
+    threshold = np.minimum(threshold, 1.4)
+    sent = np.exp(-threshold / scale)
+    bits = -sent * np.log2(np.maximum(sent, 1e-300)) - (1 - sent) * np.log2(1 - sent)
+    bits += sent * (1 - np.log2(1 - ratio) + ratio / (1 - ratio) / scale / log(2))
+    unsent = 2 * scale**2 - sent * (threshold**2 + 2 * scale * threshold + 2 * scale**2)
+    error = unsent + sent * (scale**2 - ratio / (1 - ratio) ** 2)
+    return tuple(a.astype(np.float32) for a in (threshold, threshold + mean - 1, bits, error))
+
+
+THRESHOLD, SHIFT, BITS, ERROR = _design()
+
+
+def scale_class(mean_square: NDArray[np.floating[Any]]) -> Ints:
+    """Return the class of rows by their mean square, in squared steps."""
+    octaves: Ints = np.rint(np.log2(np.maximum(mean_square, 2.0**-8))).astype(np.int64)
+    return np.minimum(octaves + 8, CLASSES - 1)
+
+
+def quantise(values: FloatVector, threshold: FloatVector) -> NDArray[np.int32]:
+    """Round values, in steps, to bins of width 1 that begin at their threshold; broadcasts."""
+    bins = np.abs(values)
+    bins += 1 - threshold
+    return np.copysign(np.maximum(bins, 0, out=bins), values, out=bins).astype(np.int32)
+
+
+def dequantise(levels: Ints | Symbols, shift: FloatVector) -> FloatVector:
+    """Return the reconstruction of each level, in steps; broadcasts."""
+    values = levels.astype(np.float32)
+    values += np.sign(values) * shift
+    return values
+
+
+class Rows:
+    """The rows of all float arrays of a layout: where they start, how long, in which array."""
+
+    def __init__(self, layout: Layout) -> None:
+        shapes = [(1, *t.shape) for t in layout.floats if t.size]
+        self.per_array = np.array([prod(s[:-1]) for s in shapes], np.int64)
+        self.length = np.repeat([s[-1] for s in shapes], self.per_array)
+        self.array = np.repeat(np.arange(len(shapes)), self.per_array)
+        self.first = np.cumsum(self.per_array) - self.per_array  # row that each array starts with
+        self.start = np.cumsum(self.length) - self.length
+
+
+def put_levels(encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool) -> None:
+    """Quantise and add an update in steps; if asked, leave in it what is lost."""
+    energy = np.add.reduceat(np.square(values), rows.start)
+    of_row = scale_class(energy / rows.length)
+    sizes = np.add.reduceat(rows.length, rows.first)
+    of_array = scale_class(np.add.reduceat(energy, rows.first) / sizes)
+    # An array's rows have classes of their own where that saves the two bits that one costs.
+    cost = np.add.reduceat(rows.length * BITS[of_row] + 2, rows.first)
+    by_row = cost < sizes * BITS[of_array]
+    classes = np.where(by_row[rows.array], of_row, of_array[rows.array])
+    peak = np.maximum(
+        np.maximum.reduceat(values, rows.start), -np.minimum.reduceat(values, rows.start)
+    )
+    sent = peak >= THRESHOLD[classes]
+    live = np.logical_or.reduceat(sent, rows.first)
+    sent |= (live & ~by_row)[rows.array]
+
+    encoder.bits(by_row, 1)
+    encoder.bits(live, 1)
+    encoder.integers(of_array[live])
+    own = (by_row & live)[rows.array]
+    encoder.integers(((of_row + 1) * sent)[own], of_array[rows.array][own])
+    kept = np.repeat(sent, rows.length)
+    length, classes = rows.length[sent], classes[sent]
+    part = values[kept]
+    levels = quantise(part, np.repeat(THRESHOLD[classes], length))
+    encoder.integers(np.abs(levels), np.repeat(classes.astype(np.uint8), length))
+    encoder.bits(levels[levels != 0] < 0, 1)
+    if subtract:
+        values[kept] = part - dequantise(levels, np.repeat(SHIFT[classes], length))
+
+
+def add_levels(decoder: Decoder, values: FloatVector, rows: Rows) -> None:
+    """Read what `put_levels` added, and add it to `values`, in steps."""
+    by_row, live = (decoder.bits(len(rows.first), 1).astype(bool) for _ in range(2))
+    of_array = np.zeros(len(live), np.int64)
+    of_array[live] = decoder.integers(int(live.sum()), CLASSES - 1)
+    classes = np.where(live, of_array + 1, 0)[rows.array]
+    own = (by_row & live)[rows.array]
+    classes[own] = decoder.integers(int(own.sum()), CLASSES, of_array[rows.array][own])
+    sent = classes > 0
+    length, classes = rows.length[sent], classes[sent] - 1
+    contexts = np.repeat(classes.astype(np.uint8), length)
+    levels = decoder.integers(len(contexts), MAX_INTEGER, contexts)
+    add_signs(decoder, levels)
+    values[np.repeat(sent, rows.length)] += dequantise(levels, np.repeat(SHIFT[classes], length))
+
+
+def add_signs(decoder: Decoder, magnitudes: Ints) -> None:
+    """Read a sign for each magnitude that is not zero, and give it to it."""
+    some = np.flatnonzero(magnitudes)
+    magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1)
+
+
+_PER_OCTAVE = 128
+_STEP_CODES = 1 << 16
+_STEPS = 1e-5, 1e5  # the finest and coarsest step that a target is sought between, in rms
+_ATTEMPTS = 12
+_TOLERANCE = 0.01  # octaves of the target that may be left unused
+
+Attempt = Callable[[int], tuple[bytes, float]]
+
+
+def _step(code: int) -> float:
+    """Return the step of a 16-bit code: 128 to the octave, over the range of float32 and more."""
+    return float(2.0 ** (code / _PER_OCTAVE - 256))
+
+
+def _step_code(step: float) -> int:
+    return min(_STEP_CODES - 1, max(0, round((log2(step) + 256) * _PER_OCTAVE)))
+
+
+def _energy(values: FloatVector) -> float:
+    return float(np.einsum("i,i->", values, values, dtype=np.float64))
+
+
+def _number(key: str, value: object, low: float, high: float, allowed: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]
+        raise ConfigError(key, value, allowed)
+
+
+@dataclass(frozen=True)
+class ECSQ(Compressor):
+    """Entropy-coded scalar quantisation with one step and a dead zone (Sullivan 1996).
+
+    Parameters
+    ----------
+    step : float
+        Width of the quantiser's bins, in units of the update's root mean square.
+    target_bits : float, optional
+        Choose the finest step whose payload is at most so many bits a coordinate.
+    target_nmse : float, optional
+        Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
+        `step` is not used; encoding takes several times as long.
+    """
+
+    step: float = 1.0
+    target_bits: float | None = None
+    target_nmse: float | None = None
+
+    def __post_init__(self) -> None:
+        _number("step", self.step, 1e-4, 1e4, "a number from 0.0001 to 10000, in rms of the update")
+        if self.target_bits is not None:
+            allowed = "from 0.0001 to 20 bits a coordinate, or null"
+            _number("target_bits", self.target_bits, 1e-4, 20, allowed)
+        if self.target_nmse is not None:
+            _number("target_nmse", self.target_nmse, 1e-8, 1, "from 1e-8 to 1, or null")
+            if self.target_bits is not None:
+                raise ConfigError("target_nmse", self.target_nmse, "null when target_bits is set")
+
+    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+        energy = _energy(update)
+        if energy == 0:
+            return b""
+        rms, rows = sqrt(energy / update.size), Rows(layout)
+        unit = np.empty_like(update)
+        np.divide(update, rms, out=unit, dtype=np.float64, casting="same_kind")
+        prepared = self._prepare(unit, layout, rng)
+
+        def attempt(code: int) -> tuple[bytes, float]:
+            encoder = Encoder()
+            encoder.uint(code, _STEP_CODES - 1)
+            scale = rms / _step(code)
+            values = unit * np.float32(scale)
+            self._put(encoder, values, scale, prepared, layout)
+            put_levels(encoder, values, rows, subtract=self.target_nmse is not None)
+            error = _energy(values) if self.target_nmse is not None else 0.0
+            return encoder.finish(), error / (scale**2 * update.size)
+
+        if self.target_bits is None and self.target_nmse is None:
+            return attempt(_step_code(self.step * rms))[0]
+        return self._search(attempt, rms, update.size)
+
+    def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
+        """Return the payload that meets the target most closely, by safeguarded secant steps."""
+        low, high = (_step_code(step * rms) for step in _STEPS)
+        code, slope, closest, best = _step_code(rms), 1.0 / _PER_OCTAVE, -inf, b""
+        last: tuple[int, float] | None = None
+        for _ in range(_ATTEMPTS):
+            payload, nmse = attempt(code)
+            bits = 8 * (len(payload) + self.FRAME_BYTES) / size
+            # How far beyond the target, in octaves: met at 0 and below.
+            ratio = nmse / self.target_nmse if self.target_nmse else bits / (self.target_bits or 1)
+            over = log2(max(ratio, 1e-12))
+            if closest < over <= 0:
+                closest, best = over, payload
+            if -_TOLERANCE < over <= 0:
+                break
+            rises = over if self.target_nmse else -over  # with the step
+            low, high = (code, high) if rises < 0 else (low, code)
+            if last and last[0] != code:
+                slope = max(0.1 / _PER_OCTAVE, (rises - last[1]) / (code - last[0]))
+            last = code, rises
+            aim = code - round((rises + (1 if self.target_nmse else -1) * _TOLERANCE / 2) / slope)
+            code = aim if low < aim < high else (low + high) // 2
+        if not best and self.target_nmse:
+            return attempt(low)[0]
+        return best  # empty if even the coarsest step takes too many bits: it stands for zeros
+
+    def _put(
+        self, encoder: Encoder, values: FloatVector, scale: float, prepared: Any, layout: Layout
+    ) -> None:
+        """Add what precedes the quantised rows, and subtract it from `values`, in steps."""
+
+    def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
+        """Read what `_put` added, in steps."""
+        return np.zeros(layout.size, np.float32)
+
+    def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
+        """Compute what `_put` needs at every step, from the update at an rms of 1."""
+
+    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+        if not body:
+            return np.zeros(layout.size, np.float32)
+        if not layout.size:
+            raise PayloadError("the layout has no coordinates, but the payload has")
+        decoder = Decoder(body)
+        step = _step(decoder.uint(_STEP_CODES - 1))
+        update = self._get(decoder, layout)
+        add_levels(decoder, update, Rows(layout))
+        decoder.finish()
+        with np.errstate(over="ignore"):  # rounding up may leave the range of float32
+            np.multiply(update, step, out=update, dtype=np.float64, casting="same_kind")
+        limit = np.finfo(np.float32).max
+        return np.clip(update, -limit, limit, out=update)

@@ -1,0 +1,332 @@
+"""The flagship: a quantised low-rank part of each matrix, then entropy-coded residuals.
+
+Local updates of matrices are close to low rank. What a component costs and what it saves are both
+known before it is coded, so each matrix takes the rank at which error plus price of bits is least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbw_sweep.compression.base import FloatVector, Layout
+from fedbw_sweep.compression.ecsq import (
+    BITS,
+    CLASSES,
+    ECSQ,
+    ERROR,
+    SHIFT,
+    SLOPE,
+    THRESHOLD,
+    add_signs,
+    dequantise,
+    quantise,
+)
+from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Ints
+from fedbw_sweep.errors import ConfigError, PayloadError
+
+_COARSENESS = 2.8
+"""Step of the factors in rms of the residual, where that is coarser than the step of the update.
+
+A residual that is coded anyway corrects the factors' rounding, which then costs least in all when
+its error is nearly that of the residual: ``step**2 / 12`` against ``rms**2``.
+"""
+
+_PRICE = 0.8 * SLOPE
+"""Error that a bit of a component is worth: contexts make it cheaper than `BITS` reckons."""
+
+_LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
+_REFITS = 2
+_CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
+_MAX_GAIN = 127
+_MAX_COARSENESS = 63
+
+
+def _rounded_log2(n: int) -> int:
+    """Nearest integer to log2, by integer arithmetic."""
+    return ((2 * n * n).bit_length() - 1) // 2
+
+
+class _Factors:
+    """The low-rank part of one matrix, laid so that it has no more rows than columns.
+
+    In steps of the update it is ``2**(coarseness/2) * sum_j left_j right_j^T / 2**(gain_j/2)``.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Rows and columns.
+    coarseness : int
+        Half-octaves by which the factors' step exceeds the update's.
+    gain : ndarray of int, shape (rank,)
+        Half-octaves of each singular value, in steps of the factors, descending.
+    """
+
+    def __init__(self, shape: tuple[int, ...], coarseness: int, gain: Ints) -> None:
+        self.shape, self.coarseness, self.gain = shape, coarseness, gain
+        self.step = np.float32(2 ** (coarseness / 2))
+        # The entries of a unit vector of n have mean square 1 / n.
+        spread = np.array([[_rounded_log2(n)] for n in shape])
+        self.classes = np.clip(gain + 8 - spread, 0, CLASSES - 1)  # of scale: (2, rank)
+        self.levels = np.zeros((sum(shape), len(gain)), np.int32)  # the left above the right
+        self.parts = self.levels[: shape[0]], self.levels[shape[0] :]
+
+    def unit(self, side: int) -> FloatVector:
+        """Return one factor with the gains divided out."""
+        factor = dequantise(self.parts[side], SHIFT[self.classes[side]])
+        factor *= np.exp2(-0.5 * self.gain).astype(np.float32)
+        return factor
+
+    def fit(self, side: int, matrix: FloatVector) -> None:
+        """Quantise the factor that, given the other, best completes the transposed matrix."""
+        other = self.unit(1 - side)
+        gram = other.T @ other
+        gram[np.diag_indices(len(gram))] += 1e-5
+        inverse: FloatVector = np.linalg.inv(gram).astype(np.float32)
+        best: FloatVector = matrix.T @ other @ (inverse / self.step)
+        self.parts[side][:] = quantise(best, THRESHOLD[self.classes[side]])
+
+    def product(self) -> FloatVector:
+        """Return the matrix in steps of the update."""
+        right = dequantise(self.parts[1], SHIFT[self.classes[1]]) * self.step
+        matrix: FloatVector = self.unit(0) @ right.T
+        return matrix
+
+
+def _matrices(vector: FloatVector, layout: Layout) -> Iterator[FloatVector]:
+    """Yield a view of each array of at least two rows and columns, its longer side across."""
+    for tensor, array in layout.split(vector):
+        cols = array.shape[-1] if tensor.size and array.ndim > 1 else 1
+        if min(cols, tensor.size // cols) > 1:
+            matrix = array.reshape(-1, cols)
+            yield matrix if len(matrix) <= cols else matrix.T
+
+
+class _Spectrum:
+    """Leading singular components of a matrix, found when asked for, at any scale."""
+
+    def __init__(self, matrix: FloatVector, sketch: FloatVector) -> None:
+        flat = matrix.ravel(order="K")
+        self.matrix, self.sketch, self.energy = matrix, sketch, float(np.dot(flat, flat))
+        self.most = min(len(matrix), sketch.shape[1])
+        self._known: dict[int, tuple[FloatVector, NDArray[np.float64]]] = {}
+
+    def leading(self, count: int) -> tuple[FloatVector, NDArray[np.float64]]:
+        """Return left singular vectors times values, and values, by a randomised SVD.
+
+        Halko et al. 2011, arXiv 0909.4061, with half a power iteration.
+        """
+        if count not in self._known:
+            sketch = self.sketch[: self.matrix.shape[1], :count]
+            right = self.matrix.T @ np.linalg.qr(self.matrix @ sketch)[0]
+            squares, rotation = np.linalg.eigh(right.T @ right)
+            squares = np.maximum(squares[::-1], squares[-1] * 1e-9 + 1e-30)
+            left = self.matrix @ (right @ (rotation[:, ::-1] / np.sqrt(squares)))
+            values = np.sqrt(np.square(left).sum(axis=0), dtype=np.float64)
+            self._known[count] = left, values
+        return self._known[count]
+
+    def quantise(self, matrix: FloatVector, scale: float) -> _Factors:
+        """Return the low-rank part of `matrix`, which is this one times `scale`, in steps."""
+        for count in (min(max(8, int(_LOOK * scale)), self.most), self.most):
+            left, values = self.leading(count)
+            values = values * scale
+            above = values[: np.count_nonzero(values > 1)]
+            rank, coarseness = _choose_rank(above, self.energy * scale**2, *matrix.shape)
+            if 3 * rank < 2 * count:
+                break
+        octaves = np.log2(values[:rank]) - coarseness / 2
+        gain = np.clip(np.rint(2 * octaves), 0, _MAX_GAIN).astype(np.int64)
+        part = _Factors(matrix.shape, coarseness, np.minimum.accumulate(gain))
+        start = left[:, :rank] * (np.float32(scale) / part.step)
+        part.parts[0][:] = quantise(start, THRESHOLD[part.classes[0]])
+        part.fit(1, matrix)
+        for _ in range(_REFITS):  # each side again, to suit the other as it was rounded
+            part.fit(0, matrix.T)
+            part.fit(1, matrix)
+        return part
+
+
+def _cost(mean_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bits and squared error of one coefficient, in its own steps, by its mean square."""
+    at = np.log2(np.maximum(mean_square, 2.0**-40)) + 8
+    grid = np.arange(CLASSES)
+    bits = np.interp(at, grid, BITS) + np.maximum(0, at - CLASSES) / 2
+    return bits, np.where(at < 0, mean_square, np.interp(at, grid, ERROR))
+
+
+def _choose_rank(
+    values: NDArray[np.float64], energy: float, rows: int, cols: int
+) -> tuple[int, int]:
+    """Return the rank at which error plus price of bits is least, and the factors' coarseness.
+
+    Parameters
+    ----------
+    values : ndarray, shape (most,)
+        Singular values in steps, descending.
+    energy : float
+        Squared norm of the matrix, in squared steps.
+    rows, cols : int
+        Its shape.
+    """
+    size = rows * cols
+    rest = np.maximum(energy - np.append(0, np.cumsum(values**2)), 0) / size  # (most + 1,)
+    half_octaves = np.rint(2 * np.log2(np.maximum(1, _COARSENESS * np.sqrt(rest))))
+    half_octaves = np.minimum(half_octaves, _MAX_COARSENESS)
+    step = 2 ** (half_octaves / 2)
+    square = np.tril((values / step[:, None]) ** 2, -1)  # (most + 1, most): components below rank
+    bits, error = np.zeros(len(step)), np.zeros(len(step))
+    for n in (rows, cols):
+        each_bits, each_error = _cost(square / n)
+        bits += n * each_bits.sum(1)
+        error += n * each_error.sum(1) * step**2
+    rest_bits, rest_error = _cost(rest + error / size)
+    price = size * rest_error + _PRICE * (size * rest_bits + bits + 4 * np.arange(len(step)))
+    rank = int(np.argmin(price))
+    return rank, int(half_octaves[rank])
+
+
+class _Contexts:
+    """What both ends know of the factors' entries, a chunk of components at a time.
+
+    An entry is expected to be of its component's scale, times that of its row in the components
+    before. All by integers: it chooses tables of probabilities.
+    """
+
+    def __init__(self, parts: list[_Factors]) -> None:
+        sides = [n for part in parts for n in part.shape]
+        self.rank = np.repeat([len(part.gain) for part in parts for _ in (0, 1)], sides)
+        self.most = int(self.rank.max(initial=0))
+        self.classes = np.zeros((len(sides), self.most), np.int64)
+        for i, part in enumerate(parts):
+            self.classes[2 * i : 2 * i + 2, : len(part.gain)] = part.classes
+        self.side = np.repeat(np.arange(len(sides)), sides)
+        self.energy = np.zeros(len(self.side), np.int64)  # of rows, 2**16 for each one as expected
+
+    def chunks(self) -> Iterator[slice]:
+        """Yield the components of each chunk."""
+        bounds = [0, *(c for c in _CHUNKS if c < self.most), self.most]
+        yield from (slice(a, b) for a, b in pairwise(bounds) if a < b)
+
+    def of(self, chunk: slice) -> NDArray[np.uint8]:
+        """Return the contexts of a chunk, matrix by matrix and row by row."""
+        self._width = np.clip(self.rank - chunk.start, 0, chunk.stop - chunk.start)
+        start = np.cumsum(self._width) - self._width
+        entry = np.repeat(self.side * self.most + chunk.start - start, self._width)
+        entry += np.arange(len(entry))
+        self._class = self.classes.ravel()[entry]
+        prior = 4
+        ratio = (self.energy + (prior << 16)) // ((chunk.start + prior) << 8)
+        louder = np.frexp(ratio * 181 >> 7)[1] - 9  # log2 of ratio / 256, rounded
+        expected: Ints = self._class + np.repeat(louder, self._width)
+        return np.minimum(np.maximum(expected, 0), CLASSES - 1).astype(np.uint8)
+
+    def learn(self, levels: Ints) -> None:
+        """Take note of the last chunk's entries, in the same order."""
+        square = np.minimum(np.abs(levels), 1 << 15).astype(np.int64) ** 2 << 24 >> self._class
+        some = self._width > 0
+        start = (np.cumsum(self._width) - self._width)[some]
+        self.energy[some] += np.add.reduceat(square, start)
+
+
+@dataclass(frozen=True)
+class LowRankECSQ(ECSQ):
+    """Low-rank matrices plus residuals, in one quantisation step, entropy coded.
+
+    Each matrix is split by a randomised SVD (Halko et al. 2011, arXiv 0909.4061); see
+    `_choose_rank` for its rank and `ECSQ` for the rest. Low-rank updates are PowerSGD's (Vogels et
+    al. 2019, arXiv 1905.13727); here the factors are quantised and what they miss is sent too,
+    where it is worth its bits.
+
+    Parameters
+    ----------
+    step : float
+        Width of the quantiser's bins, in units of the update's root mean square.
+    target_bits : float, optional
+        Choose the finest step whose payload is at most so many bits a coordinate.
+    target_nmse : float, optional
+        Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
+        `step` is not used; encoding takes several times as long.
+    max_rank : int
+        Most components that a matrix is given; more take longer to find.
+    """
+
+    step: float = 2.0
+    max_rank: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.max_rank) is not int or self.max_rank < 1:
+            raise ConfigError("max_rank", self.max_rank, "a whole number of at least 1")
+
+    def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
+        matrices = list(_matrices(unit, layout))
+        rows, cols = np.array([(0, 0), *(matrix.shape for matrix in matrices)]).max(axis=0)
+        sketch = rng.standard_normal((cols, min(rows, self.max_rank)), np.float32)
+        return [_Spectrum(matrix, sketch) for matrix in matrices]
+
+    def _put(
+        self, encoder: Encoder, values: FloatVector, scale: float, prepared: Any, layout: Layout
+    ) -> None:
+        matrices = list(_matrices(values, layout))
+        parts = [
+            spectrum.quantise(matrix, scale)
+            for matrix, spectrum in zip(matrices, prepared, strict=True)
+        ]
+        ranks = np.array([len(part.gain) for part in parts])
+        encoder.integers(ranks)
+        used = [part for part in parts if len(part.gain)]
+        encoder.integers(np.array([part.coarseness for part in used]))
+        encoder.integers(np.array([part.gain[0] for part in used]))
+        encoder.integers(np.concatenate([-np.diff(part.gain) for part in used] or [ranks[:0]]))
+        contexts = _Contexts(used)
+        for chunk in contexts.chunks():
+            levels = np.concatenate([part.levels[:, chunk].ravel() for part in used])
+            encoder.integers(np.abs(levels), contexts.of(chunk))
+            encoder.bits(levels[levels != 0] < 0, 1)
+            contexts.learn(levels)
+        for matrix, part in zip(matrices, parts, strict=True):
+            if len(part.gain):
+                matrix -= part.product()
+
+    def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
+        values = np.zeros(layout.size, np.float32)
+        matrices = list(_matrices(values, layout))
+        ranks = decoder.integers(len(matrices), self.max_rank)
+        if any(rank > len(matrix) for rank, matrix in zip(ranks, matrices, strict=True)):
+            raise PayloadError("a rank exceeds its matrix")
+        matrices = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
+        ranks = ranks[ranks > 0]
+        coarseness = decoder.integers(len(ranks), _MAX_COARSENESS)
+        gain = np.empty(int(ranks.sum()), np.int64)
+        first = np.cumsum(ranks) - ranks
+        later = np.ones(len(gain), bool)
+        later[first] = False
+        gain[first] = decoder.integers(len(ranks), _MAX_GAIN)
+        gain[later] = -decoder.integers(len(gain) - len(ranks), _MAX_GAIN)
+        gains = [np.cumsum(g) for g in np.split(gain, first[1:])] if len(ranks) else []
+        used = [
+            _Factors(matrix.shape, int(c), g)
+            for matrix, c, g in zip(matrices, coarseness, gains, strict=True)
+        ]
+        if any(part.gain[-1] < 0 for part in used):
+            raise PayloadError("a singular value is out of range")
+        contexts = _Contexts(used)
+        for chunk in contexts.chunks():
+            of_entries = contexts.of(chunk)
+            levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries)
+            add_signs(decoder, levels)
+            contexts.learn(levels)
+            at = 0
+            for part in used:
+                block = part.levels[:, chunk]
+                block[:] = levels[at : at + block.size].reshape(block.shape)
+                at += block.size
+        for matrix, part in zip(matrices, used, strict=True):
+            matrix += part.product()
+        return values
