@@ -28,9 +28,9 @@ from fedbw_sweep.modeling import (
     build_model,
     layout_of,
     load_tokenizer,
+    prepare_process,
     read_arrays,
     train,
-    use_one_thread,
     write_arrays,
 )
 from fedbw_sweep.report.figure import rate_distortion
@@ -121,7 +121,7 @@ def main() -> None:
 def _bench_command(cfg: DictConfig) -> None:
     with errors_end_the_command():
         config = BenchConfig.from_hydra(cfg)
-        use_one_thread()
+        prepare_process()
         codecs = [choice for method in config.methods for choice in expand(method)]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
         table = measure(config, layout, updates, [Codec.of(n, c, layout) for n, c in codecs])

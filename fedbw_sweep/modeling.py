@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from fedbw_sweep.errors import ConfigError, DivergenceError
 from fedbw_sweep.seeding import seed_for
 
 BYTE_VOCABULARY = 256
+MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -8: 1}
+"""glibc's M_MMAP_MAX: map no buffer of its own; M_TRIM_THRESHOLD: keep what is freed; M_ARENA_MAX:
+one heap for all threads, so that they reuse each other's."""
 EVALUATION_TOKENS, EVALUATION_THREADS = 1024, 8
 """Tokens per forward pass of the held-out loss (fixed, so that sums never change their order) and
 the most passes at once: 1,024 x 50,304 float32 logits are 206 MB."""
@@ -162,10 +166,19 @@ def write_arrays(model: nn.Module, vector: FloatVector, exact: bytes) -> None:
             exact_start += array.nbytes
 
 
-def use_one_thread() -> None:
-    """Make this process's linear algebra sum in an order that does not depend on its cores."""
+def prepare_process() -> None:
+    """Set this process up to train: reproducibly, and without giving memory back in between.
+
+    One thread of linear algebra sums in an order that does not depend on the machine's cores. And
+    glibc keeps freed memory: the logits of one step are 100 MB, and having the kernel map and zero
+    such buffers anew takes as long as computing them (benchmarks/README.md).
+    """
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        for parameter, value in MALLOC_OPTIONS.items():
+            libc.mallopt(parameter, value)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from fedbw_sweep.modeling import (
     heldout_loss,
     layout_of,
     load_tokenizer,
+    prepare_process,
     read_arrays,
-    use_one_thread,
     write_arrays,
 )
 from fedbw_sweep.results import RunRecord
@@ -48,7 +48,7 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     A run that fails is recorded as failed with its reason; only an interruption leaves nothing.
     """
     set_verbosity(config.verbose)
-    use_one_thread()
+    prepare_process()
     record = RunRecord(config, environment=_environment(config))
     try:
         _train(config, record, observe)

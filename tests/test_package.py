@@ -42,5 +42,5 @@ def test_the_wheel_carries_the_configs_and_runs_anywhere(tmp_path: Path) -> None
         text=True,
         check=True,
     )
-    assert "density: 0.01" in done.stdout
+    assert "density: 0.1" in done.stdout
     assert "vocab_size: 512" in done.stdout

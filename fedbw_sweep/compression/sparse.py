@@ -151,7 +151,7 @@ class TopK(_Sparse):
         How the kept values travel. ``sign`` sends their signs and their mean magnitude.
     """
 
-    density: float = 0.01
+    density: float = 0.1
     values: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -249,7 +249,7 @@ class RandK(Compressor):
         the rounding of `values`. With error feedback it must not: the residual would grow.
     """
 
-    density: float = 0.01
+    density: float = 0.1
     values: str = "fp32"
     unbiased: bool = True
 

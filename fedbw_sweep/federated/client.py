@@ -23,9 +23,9 @@ from fedbw_sweep.metering import METRICS, metering_mod
 from fedbw_sweep.modeling import (
     build_model,
     layout_of,
+    prepare_process,
     read_arrays,
     train,
-    use_one_thread,
     write_arrays,
 )
 from fedbw_sweep.seeding import rng_for
@@ -105,7 +105,7 @@ def _encode(
 @lru_cache(maxsize=1)
 def _workplace(run_config: str) -> tuple[RunConfig, nn.Module, Layout, Compressor]:
     """Build what a worker process needs for a run, once; every client overwrites the weights."""
-    use_one_thread()
+    prepare_process()
     config = RunConfig.model_validate_json(run_config)
     model = build_model(config.model, config.seed)
     return config, model, layout_of(model), config.compression.build()
