@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import hydra
 import numpy as np
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from pydantic import Field
 from rich.progress import track
 from rich.table import Table
+from safetensors import SafetensorError
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
 from fedbw_sweep.config import CONF, CompressionConfig, DataConfig, ModelConfig, Section
@@ -177,7 +179,7 @@ def load_update(path: str) -> tuple[Layout, list[FloatVector]]:
             }
         else:
             raise ConfigError("update", path, "must be an .npz or .safetensors file")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
         raise ConfigError("update", path, f"cannot be read: {error}") from None
     floats = {name: a for name, a in arrays.items() if np.issubdtype(a.dtype, np.floating)}
     if not floats:
