@@ -130,10 +130,11 @@ def _bench_command(cfg: DictConfig) -> None:
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "codecs.csv", index=False)
+        (folder / "codecs.md").write_text(_markdown(table), encoding="utf-8")
         for suffix in ("png", "svg"):
             rate_distortion(table, folder / f"rate_distortion.{suffix}")
         _show(table, layout, len(updates))
-        print(f"{folder}/: codecs.csv, rate_distortion.png, rate_distortion.svg")
+        print(f"{folder}/: codecs.csv, codecs.md, rate_distortion.png, rate_distortion.svg")
 
 
 def expand(method: str) -> Iterator[tuple[str, Compressor]]:
@@ -284,13 +285,27 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
 
 def _show(measured: pd.DataFrame, layout: Layout, clients: int) -> None:
     table = Table(title=f"{layout.size:,} coordinates, {clients} clients", title_justify="left")
-    table.add_column("method", no_wrap=True)
-    for name in SHOWN:
-        table.add_column(name.replace("_", " "), justify="right")
+    header, *rows = _shown(measured)
+    table.add_column(header[0], no_wrap=True)
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    output_console().print(table)
+
+
+def _shown(measured: pd.DataFrame) -> Iterator[list[str]]:
+    """Yield the header, then each row, as people read them."""
+    yield ["method", *(name.replace("_", " ") for name in SHOWN)]
     for row in measured.to_dict("records"):
         cells = (format(row[n], f) if pd.notna(row[n]) else "-" for n, f in SHOWN.items())
-        table.add_row(row["method"], *cells)
-    output_console().print(table)
+        yield [row["method"], *cells]
+
+
+def _markdown(measured: pd.DataFrame) -> str:
+    header, *rows = ("| " + " | ".join(cells) + " |" for cells in _shown(measured))
+    rule = "|---|" + "---:|" * len(SHOWN)
+    return "\n".join([header, rule, *rows, ""])
 
 
 if __name__ == "__main__":
