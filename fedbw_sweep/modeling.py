@@ -74,8 +74,9 @@ def load_tokenizer(config: ModelConfig) -> Tokenize:
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.name_or_path)
         except (OSError, ValueError):
-            pass  # a folder or hub entry with weights only
-        else:
+            tokenizer = None  # a folder or hub entry with weights only
+        # For some architectures transformers makes an empty tokenizer where there is none.
+        if tokenizer is not None and set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             return lambda text: np.array(
                 tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32
             )

@@ -14,6 +14,7 @@ from torch import nn
 from fedbw_sweep import run
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.data import windows
+from fedbw_sweep.federated.client import _workplace as client_workplace
 from fedbw_sweep.metering import METRICS, SENT_PAYLOAD
 from fedbw_sweep.modeling import build_model, read_arrays
 from fedbw_sweep.results import RunRecord, collect
@@ -240,3 +241,70 @@ def test_the_model_hash_is_of_the_final_weights(execute: Execute) -> None:
     assert (
         record.summary["model_hash"] == hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
     )
+
+
+def gpt2_bytes(vocabulary: int, hidden: int, layers: int, positions: int) -> int:
+    """GPT-2 by hand, its output embedding tied to its input embedding and counted once."""
+    block = 12 * hidden * hidden + 13 * hidden
+    return 4 * ((vocabulary + positions) * hidden + layers * block + 2 * hidden)
+
+
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_tied_weights_travel_once_each_way(execute: Execute, tmp_path: Path, weights: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    record = execute(
+        "model=hub", f"model.name_or_path={tmp_path / 'gpt2'}", f"model.weights={weights}"
+    )
+    assert record.error is None
+    assert {row["payload_bytes"] for row in record.messages} == {gpt2_bytes(300, 8, 1, 32)}
+    assert record.summary["loss"] < record.summary["initial_loss"]
+
+
+def test_a_saved_model_starts_where_it_was_saved(execute: Execute, tmp_path: Path) -> None:
+    tiny = execute("rounds=0")
+    build_model(tiny.config.model, tiny.config.seed).save_pretrained(tmp_path / "saved")  # type: ignore[operator]
+    loaded = execute("model=hub", f"model.name_or_path={tmp_path / 'saved'}", "rounds=1", "seed=7")
+    assert loaded.rounds[0]["loss"] == tiny.rounds[0]["loss"]
+    assert {row["payload_bytes"] for row in loaded.messages} == {TINY_BYTES}
+
+
+@pytest.mark.parametrize("compression", ["none", "int8"])
+def test_integer_buffers_run_and_are_sent_exactly(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    """A counter of forward passes in training, and a table of ids beyond a float's precision."""
+    built: list[nn.Module] = []
+
+    def count_training(model: nn.Module, *_: object) -> None:
+        if model.training:
+            model.get_buffer("steps").add_(1)
+
+    def with_buffers(*arguments: object) -> nn.Module:
+        model = build_model(*arguments)  # type: ignore[arg-type]
+        model.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
+        model.register_buffer("ids", torch.tensor([[2**53 + 1, -1]]))
+        model.register_forward_hook(count_training)
+        built.append(model)
+        return model
+
+    monkeypatch.setattr(run, "build_model", with_buffers)
+    monkeypatch.setattr("fedbw_sweep.federated.client.build_model", with_buffers)
+    client_workplace.cache_clear()
+    record = execute(f"compression={compression}")
+    client_workplace.cache_clear()
+    assert record.error is None
+    sent = {row["direction"]: row["payload_bytes"] for row in record.messages}
+    assert sent["downlink"] == TINY_BYTES + 24
+    body = TINY_BYTES if compression == "none" else int8_bytes(1_320_960)
+    assert sent["uplink"] == body + 24
+    assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
+    assert built[0].get_buffer("steps").item() == 2 * 2  # rounds x local steps
+    assert built[0].get_buffer("ids").tolist() == [[2**53 + 1, -1]]
+
+
+def int8_bytes(size: int) -> int:
+    """A byte for each coordinate, two for each block of 128, four for the frame."""
+    return size + 2 * -(-size // 128) + 4

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedbw_sweep.compression.base import FloatVector, Layout
+from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, DivergenceError
@@ -48,9 +48,12 @@ class MeteredFedAvg(FedAvg):
     """Federated averaging of encoded updates (McMahan et al. 2017, arXiv:1602.05629), metered.
 
     The global model is what the clients receive plus the mean of their decoded updates, weighted by
-    the number of training sequences. Flower numbers its nodes at random and lists them in any
-    order, so clients are numbered by the sorted node ids, sampled by that number with the run's own
-    generator, and their replies are sorted by it before any sum.
+    the number of training sequences. Arrays that are not floating point have no mean: those of the
+    client with the most sequences are taken.
+
+    Flower numbers its nodes at random and lists them in any order, so clients are numbered by the
+    sorted node ids, sampled by that number with the run's own generator, and their replies are
+    sorted by it before any sum.
 
     Parameters
     ----------
@@ -112,27 +115,22 @@ class MeteredFedAvg(FedAvg):
         """
         by_client = {self.client_of[reply.metadata.src_node_id]: reply for reply in replies}
         total = np.zeros(self.layout.size)
-        exact_total = [np.zeros(t.shape) for t in self.layout.exact]
-        weight_sum = 0
+        weight_sum = most = 0
         for client in self.client_of.values():
             content = self._content(server_round, client, by_client.pop(client, None))
             self.ledger.received(server_round, client, content)
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
-            update, exact = unpack(content.array_records[ARRAYS], self.compressor, self.layout)
+            update, own_exact = unpack(content.array_records[ARRAYS], self.compressor, self.layout)
             total += update * np.float64(report.examples)
             weight_sum += report.examples
-            for sums, array in zip(exact_total, self._exact_arrays(exact), strict=True):
-                sums += report.examples * array
+            if report.examples > most:
+                most, exact = report.examples, own_exact
         vector = (self.global_vector + total / weight_sum).astype(np.float32)
-        if not np.isfinite(vector).all():
+        if not all_finite(vector):
             raise DivergenceError(
                 f"round {server_round}: the averaged model is not finite; lower lr"
             )
-        exact = b"".join(
-            np.rint(sums / weight_sum).astype(t.dtype).tobytes()
-            for sums, t in zip(exact_total, self.layout.exact, strict=True)
-        )
         return self.encode_model(vector, exact), None
 
     def encode_model(self, vector: FloatVector, exact: bytes) -> ArrayRecord:
@@ -161,10 +159,3 @@ class MeteredFedAvg(FedAvg):
         if reply.has_error():
             raise ClientError(f"round {server_round}, client {client}: {reply.error.reason}")
         return reply.content
-
-    def _exact_arrays(self, exact: bytes) -> Iterable[np.ndarray]:
-        start = 0
-        for tensor in self.layout.exact:
-            flat = np.frombuffer(exact, tensor.dtype, tensor.size, start)
-            yield flat.reshape(tensor.shape)
-            start += tensor.nbytes
