@@ -6,10 +6,9 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from zipfile import BadZipFile
 
 import hydra
@@ -35,6 +34,7 @@ from fedbw_sweep.modeling import (
     train,
     write_arrays,
 )
+from fedbw_sweep.peers import Codec, installed
 from fedbw_sweep.report.figure import rate_distortion
 from fedbw_sweep.report.table import output_console
 from fedbw_sweep.seeding import rng_for
@@ -93,24 +93,6 @@ class BenchConfig(Section):
     methods: list[str]
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A named way to turn a vector into bytes and back; ours and the peers' alike."""
-
-    name: str
-    encode: Callable[[FloatVector, np.random.Generator], bytes]
-    decode: Callable[[bytes], FloatVector]
-
-    @classmethod
-    def of(cls, name: str, compressor: Compressor, layout: Layout) -> Self:
-        """Wrap a compressor for one layout."""
-        return cls(
-            name,
-            lambda update, rng: compressor.encode(update, layout, rng),
-            lambda payload: compressor.decode(payload, layout),
-        )
-
-
 def main() -> None:
     """Run the command line."""
     sys.argv[1:] = [
@@ -124,9 +106,12 @@ def _bench_command(cfg: DictConfig) -> None:
     with errors_end_the_command():
         config = BenchConfig.from_hydra(cfg)
         prepare_process()
-        codecs = [choice for method in config.methods for choice in expand(method)]
+        choices = [choice for method in config.methods for choice in expand(method)]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
-        table = measure(config, layout, updates, [Codec.of(n, c, layout) for n, c in codecs])
+        codecs = [Codec.of(*choice, layout) for choice in choices]
+        if config.peers:
+            codecs.extend(installed(layout, updates[0]))
+        table = measure(config, layout, updates, codecs)
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "codecs.csv", index=False)

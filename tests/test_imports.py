@@ -33,6 +33,7 @@ ORDER = [
     "report.table",
     "report",
     "sweep",
+    "peers",
     "codecs",
     "__main__",
 ]
@@ -85,7 +86,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
             or (isinstance(node, ast.Import) and any(a.name.startswith(names) for a in node.names))
         }
 
-    assert users("constriction", "zstandard") == {"compression/entropy.py"}
+    assert users("constriction") == {"compression/entropy.py"}
     assert users("ray", "flwr.simulation", "flwr.supercore") == {"federated/simulation.py"}
 
 
