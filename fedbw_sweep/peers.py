@@ -71,7 +71,7 @@ def _reported(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever another package raises
-        message = f"{name} is left out: {type(error).__name__}: {error}"
+        message = f"{name} is left out: {type(error).__name__}: {error}".partition("\n")[0]
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
@@ -116,26 +116,32 @@ def _bitsandbytes(layout: Layout) -> Iterator[Codec]:
     import torch
     from bitsandbytes import functional
 
-    def encode(quantise: Any, update: FloatVector, _: np.random.Generator) -> bytes:
+    def encode(quantise: Callable[[Any], Any], update: FloatVector, _: Any) -> bytes:
         values, state = quantise(torch.from_numpy(update))
         return bytes(values.numpy().tobytes() + state.absmax.numpy().tobytes())
 
-    def decode(dequantise: Any, length: int, payload: bytes) -> FloatVector:
-        values = torch.tensor(np.frombuffer(payload, np.uint8, length))
+    def decode(dequantise: Callable[[Any, Any], Any], length: int, payload: bytes) -> FloatVector:
+        values = torch.tensor(np.frombuffer(payload, np.uint8, length)).reshape(-1, 1)
         scales = torch.tensor(np.frombuffer(payload, np.float32, offset=length))
-        return np.asarray(dequantise(values, absmax=scales, out=torch.empty(layout.size)).numpy())
+        return np.asarray(dequantise(values, scales).numpy().ravel())
 
-    int8 = {"blocksize": 4096}
-    nf4 = {"blocksize": 64, "quant_type": "nf4"}
+    def int8(values: Any, scales: Any) -> Any:
+        return functional.dequantize_blockwise(values, absmax=scales)
+
+    def nf4(values: Any, scales: Any) -> Any:
+        how = {"blocksize": 64, "quant_type": "nf4", "dtype": torch.float32}
+        state = functional.QuantState(scales, torch.Size([layout.size]), **how)
+        return functional.dequantize_4bit(values, state)
+
     yield Codec(
         "bitsandbytes int8 block 4096",
-        partial(encode, partial(functional.quantize_blockwise, **int8)),
-        partial(decode, partial(functional.dequantize_blockwise, **int8), layout.size),
+        partial(encode, functional.quantize_blockwise),
+        partial(decode, int8, layout.size),
     )
     yield Codec(
         "bitsandbytes nf4 block 64",
-        partial(encode, partial(functional.quantize_4bit, **nf4)),
-        partial(decode, partial(functional.dequantize_4bit, **nf4), ceil(layout.size / 2)),
+        partial(encode, partial(functional.quantize_4bit, blocksize=64, quant_type="nf4")),
+        partial(decode, nf4, ceil(layout.size / 2)),
     )
 
 
@@ -155,15 +161,17 @@ def _openfl(layout: Layout) -> Iterator[Codec]:
     def decode(pipeline: Any, payload: bytes) -> FloatVector:
         arrays = {}
         for tensor in ModelProto.FromString(payload).tensors:
-            metadata = [
-                {"int_list": list(m.int_list), "int_to_float": dict(m.int_to_float)}
-                for m in tensor.transformer_metadata
-            ]
-            arrays[tensor.name] = pipeline.backward(tensor.data_bytes, metadata).ravel()
+            [proto] = tensor.transformer_metadata
+            if proto.int_to_float:
+                metadata = {"int_list": proto.int_list, "int_to_float": dict(proto.int_to_float)}
+                array = pipeline.backward(tensor.data_bytes, [metadata])
+            else:  # dense; OpenFL's own reader of these fails with NumPy 2.4
+                array = np.frombuffer(tensor.data_bytes, np.float32)
+            arrays[tensor.name] = array.ravel()
         return np.concatenate([arrays[tensor.name] for tensor in layout.floats])
 
     for bits in (1, 2, 4):
-        pipeline = EdenPipeline(n_bits=bits, dim_threshold=1000)
+        pipeline = EdenPipeline(n_bits=bits)
         yield Codec(f"OpenFL Eden {bits} bit", partial(encode, pipeline), partial(decode, pipeline))
 
 
