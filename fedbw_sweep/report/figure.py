@@ -49,7 +49,7 @@ def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, path: Path) 
                 line["cumulative_uplink_bytes"] / MB,
                 line["loss"].astype(float),
                 color=COLOURS[style % len(COLOURS)],
-                marker=MARKERS[style % len(MARKERS)],
+                marker=_marker(style),
                 markersize=4,
                 linewidth=1.3,
                 label="_" if seen else label,
@@ -80,7 +80,7 @@ def rate_distortion(codecs: pd.DataFrame, path: Path) -> None:
                 line["bits"],
                 line["nmse"],
                 color=COLOURS[style % len(COLOURS)],
-                marker=MARKERS[style % len(MARKERS)],
+                marker=_marker(style),
                 linestyle=LINES[style // len(COLOURS) % len(LINES)],
                 markersize=5,
                 linewidth=1.1,
@@ -94,6 +94,11 @@ def rate_distortion(codecs: pd.DataFrame, path: Path) -> None:
         axes.set_xlabel("bits per coordinate (log scale)")
         axes.set_ylabel("NMSE: squared error / energy (log scale)")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _marker(style: int) -> str:
+    """Return another marker each time the colours start again, so that no two points look alike."""
+    return MARKERS[(style + style // len(COLOURS)) % len(MARKERS)]
 
 
 @contextmanager
