@@ -39,7 +39,13 @@ from fedbw_sweep.report.figure import rate_distortion
 from fedbw_sweep.report.table import output_console
 from fedbw_sweep.seeding import rng_for
 from fedbw_sweep.sweep import errors_end_the_command
-from fedbw_sweep.theory import gaussian_rate, log2_choose, reverse_water_filling
+from fedbw_sweep.theory import (
+    LLOYD_MAX_NMSE,
+    gaussian_rate,
+    log2_choose,
+    reverse_water_filling,
+    unbiased_gaussian_rate,
+)
 
 COLUMNS = {
     "method": "choice of conf/compression and its parameters, or the peer package's codec",
@@ -49,6 +55,8 @@ COLUMNS = {
     "nmse": "squared error over energy of the update",
     "bound_bits": "bits per coordinate that Gaussian tensors of these variances need at this NMSE",
     "one_variance_bits": "the same for Gaussian coordinates of one variance",
+    "unbiased_bits": "the same for an unbiased code of one variance",
+    "lloyd_max_nmse": "least NMSE of a scalar quantiser of Gaussian coordinates at these whole bits",
     "percent_of_bound": "100 x bound_bits / bits; above 100 the update is not Gaussian noise",
     "index_bound_bits": "log2 C(n, k) / n for the k coordinates that arrive, if fewer than half do",
     "encode_mb_s": "dense MB encoded per second, median",
@@ -235,6 +243,8 @@ def measure(
                 "nmse": nmse,
                 "bound_bits": bound,
                 "one_variance_bits": gaussian_rate(nmse),
+                "unbiased_bits": unbiased_gaussian_rate(nmse),
+                "lloyd_max_nmse": LLOYD_MAX_NMSE.get(int(bits)),
                 "percent_of_bound": 100 * bound / bits,
                 "index_bound_bits": log2_choose(layout.size, kept) / layout.size
                 if 2 * kept < layout.size
