@@ -56,7 +56,7 @@ COLUMNS = {
     "bound_bits": "bits per coordinate that Gaussian tensors of these variances need at this NMSE",
     "one_variance_bits": "the same for Gaussian coordinates of one variance",
     "unbiased_bits": "the same for an unbiased code of one variance",
-    "lloyd_max_nmse": "least NMSE of a scalar quantiser of Gaussian coordinates at these whole bits",
+    "lloyd_max_nmse": "least NMSE of a scalar quantiser of Gaussians at these whole bits",
     "percent_of_bound": "100 x bound_bits / bits; above 100 the update is not Gaussian noise",
     "index_bound_bits": "log2 C(n, k) / n for the k coordinates that arrive, if fewer than half do",
     "encode_mb_s": "dense MB encoded per second, median",
