@@ -5,6 +5,7 @@ A payload is the positions (see `entropy.encode_indices`) and the values, entrop
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import isfinite, lgamma, log
@@ -108,9 +109,9 @@ class _Sparse(Compressor):
 
     values: str
 
+    @abstractmethod
     def _keep(self, magnitudes: FloatVector) -> Ints:
         """Return the ascending indices of the coordinates to send."""
-        raise NotImplementedError
 
     def _most(self, size: int) -> int:
         """Return how many of `size` coordinates are sent at most."""
@@ -249,7 +250,7 @@ class RandK(Compressor):
         the rounding of `values`. With error feedback it must not: the residual would grow.
     """
 
-    density: float = 0.1
+    density: float = 0.01
     values: str = "fp32"
     unbiased: bool = True
 
