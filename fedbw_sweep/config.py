@@ -18,13 +18,13 @@ from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.errors import ConfigError
 
 PACKAGE = Path(__file__).parent
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configs: inside the package when installed from a wheel, beside it in a checkout."""
 
 SCHEMA_VERSION = 1
 """Version of the recorded files and of what a run means; part of every ``run_id``."""
 
-EXECUTION_KEYS = frozenset({"backend", "sweep", "verbose"})
+EXECUTION_KEYS = frozenset({"backend", "device", "sweep", "verbose"})
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
@@ -127,12 +127,21 @@ class DataConfig(Section):
     split: str = "train"
 
 
+class ClientsConfig(Section):
+    """What real clients do to a federation."""
+
+    dropout: float = Field(ge=0, lt=1, description="fraction that never replies, in [0, 1)")
+
+
 class BackendConfig(Section):
     """What executes the clients; changes nothing in the results."""
 
-    name: Literal["flower"]
+    name: Literal["ray", "flower"]
     workers: int | None = Field(ge=1, description="processes, at least 1, or null: one per core")
     client_timeout_s: float = Field(gt=0, description="seconds, above 0")
+    address: str | None = Field(default=None, description="host:port, auto, or null: start Ray")
+    runs: int | None = Field(default=1, ge=1, description="runs at a time, at least 1, or null")
+    client_gpus: float | None = Field(default=None, ge=0, description="GPUs a client, or null")
 
 
 class RunConfig(Section):
@@ -147,10 +156,12 @@ class RunConfig(Section):
     sequence_length: int = Field(ge=1, description="tokens per sequence, at least 1")
     lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate, above 0")
     seed: int = Field(ge=0, description="at least 0")
+    clients: ClientsConfig
     compression: CompressionConfig
     model: ModelConfig
     data: DataConfig
     backend: BackendConfig
+    device: Literal["auto", "cpu", "cuda"]
     sweep: str
     verbose: bool
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
+from typing import Self, overload
 
 import numpy as np
 import pandas as pd
@@ -34,13 +36,50 @@ Rows = NDArray[np.int64]
 HUB_TIMEOUT_S = 10.0
 
 
+@dataclass(frozen=True, eq=False)
+class ClientTokens(Sequence[Tokens]):
+    """Every client's training tokens in two flat arrays, so that they travel without a copy.
+
+    Attributes
+    ----------
+    flat : ndarray of int32
+        The clients' tokens, one client after the other.
+    ends : ndarray of int64, shape (clients,)
+        Where in `flat` each client's tokens end.
+    """
+
+    flat: Tokens
+    ends: Rows
+
+    @classmethod
+    def of(cls, clients: Sequence[Tokens]) -> Self:
+        """Join the clients' tokens."""
+        flat = np.concatenate([np.empty(0, np.int32), *clients], dtype=np.int32)
+        return cls(flat, np.cumsum([len(tokens) for tokens in clients], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, client: int) -> Tokens: ...
+
+    @overload
+    def __getitem__(self, client: slice) -> Sequence[Tokens]: ...
+
+    def __getitem__(self, client: int | slice) -> Tokens | Sequence[Tokens]:
+        if isinstance(client, slice):
+            return [self[i] for i in range(*client.indices(len(self)))]
+        client = range(len(self))[client]
+        return self.flat[self.ends[client - 1] if client else 0 : self.ends[client]]
+
+
 @dataclass(frozen=True)
 class FederatedText:
     """A corpus as its clients and the evaluator see it, in tokens.
 
     Attributes
     ----------
-    clients : tuple of ndarray of int32
+    clients : ClientTokens
         Each client's training tokens, in corpus order; at least one window each.
     client_names : tuple of str
         Who they are: ``play/SPEAKER``, the client column's value, or the client's number.
@@ -51,7 +90,7 @@ class FederatedText:
         Nats per token times this, over ln 2, are bits per byte.
     """
 
-    clients: tuple[Tokens, ...]
+    clients: ClientTokens
     client_names: tuple[str, ...]
     heldout: Tokens
     heldout_tokens_per_byte: float
@@ -108,7 +147,9 @@ def federate(
     two_windows = math.ceil(2 * (sequence_length + 1) / max(tokens_per_record, 1))
     names, rows = _partition(cfg, corpus, train, num_clients, seed, two_windows)
     texts = train["text"].to_numpy(object)
-    clients = tuple(np.asarray(tokenize("\n".join(texts[part])), np.int32) for part in rows)
+    clients = ClientTokens.of(
+        [np.asarray(tokenize("\n".join(texts[part])), np.int32) for part in rows]
+    )
     _check_sizes(cfg, clients, names, sequence_length)
     return FederatedText(
         clients=clients,
@@ -345,46 +386,37 @@ def _partition(
     min_records: int,
 ) -> tuple[tuple[str, ...], list[Rows]]:
     """Name the clients and say which rows of `train` each one holds, in corpus order."""
-    # Imported late: 2 s that reports and --help need not wait.
-    from datasets import Dataset
-    from flwr_datasets.partitioner import (
-        DirichletPartitioner,
-        IidPartitioner,
-        NaturalIdPartitioner,
-        Partitioner,
-    )
-
-    partitioner: Partitioner
     names = tuple(map(str, range(num_clients)))
-    rows = np.arange(len(train))
-    groups = np.zeros(len(train), np.int64)
     if cfg.partition == "natural":
         names = _natural_clients(cfg, corpus, num_clients)
-        # Numbered by client, since partitions come in the sorted order of their ids.
-        number = train["client"].map({name: i for i, name in enumerate(names)})
-        rows = np.flatnonzero(number.notna())
-        groups = number.to_numpy(float)[rows].astype(np.int64)
-        partitioner = NaturalIdPartitioner("group")
-    elif num_clients > len(train):
+        number = train["client"].map({name: i for i, name in enumerate(names)}).fillna(-1)
+        owner = number.to_numpy(np.int64)
+        by_owner = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[by_owner], np.arange(num_clients + 1))
+        return names, [by_owner[start:end] for start, end in pairwise(bounds)]
+    if num_clients > len(train):
         raise ConfigError("num_clients", num_clients, f"at most {len(train)}: the training records")
-    elif cfg.partition == "iid":
-        rows = rng_for(seed, "partition").permutation(rows)
-        partitioner = IidPartitioner(num_clients)
-    elif train["label"].isna().any():
+    if cfg.partition == "iid":
+        rows = rng_for(seed, "partition").permutation(len(train))
+        return names, [np.sort(part) for part in np.array_split(rows, num_clients)]
+    if train["label"].isna().any():
         raise ConfigError(
             "data.label_column", cfg.label_column, "dirichlet needs a label for every record"
         )
-    else:
-        groups = pd.factorize(train["label"], sort=True)[0].astype(np.int64)
-        partitioner = DirichletPartitioner(
-            num_clients,
-            "group",
-            cfg.alpha,
-            min_partition_size=min_records,
-            shuffle=False,
-            seed=seed_for(seed, "partition"),
-        )
-    partitioner.dataset = Dataset.from_dict({"row": rows, "group": groups})
+    # Imported late: 2 s that nothing else need wait for.
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    labels = pd.factorize(train["label"], sort=True)[0].astype(np.int64)
+    partitioner = DirichletPartitioner(
+        num_clients,
+        "label",
+        cfg.alpha,
+        min_partition_size=min_records,
+        shuffle=False,
+        seed=seed_for(seed, "partition"),
+    )
+    partitioner.dataset = Dataset.from_dict({"row": np.arange(len(train)), "label": labels})
     try:
         # Progress bars, and a warning for each repeated Dirichlet draw.
         with redirect_stderr(StringIO()), warnings.catch_warnings():
@@ -427,11 +459,11 @@ def _natural_clients(cfg: DataConfig, corpus: pd.DataFrame, num_clients: int) ->
 
 
 def _check_sizes(
-    cfg: DataConfig, clients: Iterable[Tokens], names: tuple[str, ...], sequence_length: int
+    cfg: DataConfig, clients: ClientTokens, names: tuple[str, ...], sequence_length: int
 ) -> None:
     """Refuse a partition that leaves a client without a full window."""
     window = sequence_length + 1
-    sizes = np.array([len(tokens) for tokens in clients])
+    sizes = np.diff(clients.ends, prepend=0)
     if sizes.min() >= window:
         return
     short = int(np.argmax(sizes < window))

@@ -79,10 +79,12 @@ class Ledger:
     def __init__(self, dense_bytes: int) -> None:
         self.dense_bytes = dense_bytes
         self.entries: list[Entry] = []
+        self._last_sent: dict[int, Size] = {}  # by client
 
     def sent(self, server_round: int, client: int, content: RecordDict) -> None:
         """Book a message from the server to a client."""
-        self._book(server_round, client, "downlink", size_of(content))
+        self._last_sent[client] = size_of(content)
+        self._book(server_round, client, "downlink", self._last_sent[client])
 
     def received(self, server_round: int, client: int, content: RecordDict) -> None:
         """Book a client's reply and compare both directions with the client's own counts.
@@ -94,15 +96,11 @@ class Ledger:
         """
         size = size_of(content)
         self._book(server_round, client, "uplink", size)
-        down = next(
-            entry
-            for entry in reversed(self.entries)
-            if (entry.client, entry.direction) == (client, "downlink")
-        )
+        down = self._last_sent[client]
         metrics = content.metric_records[METRICS]
         book = {
-            RECEIVED_PAYLOAD: down.payload_bytes,
-            RECEIVED_MESSAGE: down.message_bytes,
+            RECEIVED_PAYLOAD: down.payload,
+            RECEIVED_MESSAGE: down.message,
             SENT_PAYLOAD: size.payload,
             SENT_MESSAGE: size.message,
         }

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +33,9 @@ EVALUATION_TOKENS, EVALUATION_THREADS = 1024, 8
 """Tokens per forward pass of the held-out loss (fixed, so that sums never change their order) and
 the most passes at once: 1,024 x 50,304 float32 logits are 206 MB."""
 
+_torch_rng = Lock()
+"""Held while torch's global generator is seeded: runs of one sweep share the server's process."""
+
 
 def build_model(config: ModelConfig, seed: int) -> nn.Module:
     """Build a causal LM in float32.
@@ -48,7 +52,7 @@ def build_model(config: ModelConfig, seed: int) -> nn.Module:
     ConfigError
         If the architecture or the weights cannot be loaded, saying what to do.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _torch_rng, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "weights") % 2**63)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if config.weights == "pretrained":
@@ -167,6 +171,21 @@ def write_arrays(model: nn.Module, vector: FloatVector, exact: bytes) -> None:
             exact_start += array.nbytes
 
 
+def pick_device(name: str) -> torch.device:
+    """Return the device to compute on; ``auto`` is a CUDA device where this process sees one.
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", name, "no CUDA device is visible; use cpu or auto")
+    return torch.device(name)
+
+
 def prepare_process() -> None:
     """Set this process up to train: reproducibly, and without giving memory back in between.
 
@@ -225,13 +244,14 @@ def train(
         As soon as the loss is NaN or infinite.
     """
     losses: list[float] = []
-    with torch.random.fork_rng(devices=[]):
+    device = _device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(rng.integers(2**63)))
         model.train()
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=lr, fused=True)
         for batch in _batches(windows, epochs, steps, batch_size, rng):
-            loss = _cross_entropy(model, batch).mean()
+            loss = _cross_entropy(model, batch.to(device)).mean()
             if not math.isfinite(loss.item()):
                 raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
             losses.append(loss.item())
@@ -239,6 +259,10 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return LocalTraining(float(np.mean(losses)) if losses else math.nan, len(losses))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _batches(
@@ -272,9 +296,11 @@ def heldout_loss(model: nn.Module, windows: Tokens) -> float:
         torch.set_num_threads(1)
         chunk = torch.from_numpy(windows[start : start + chunk_size].astype(np.int64))
         with torch.inference_mode():
-            return float(_cross_entropy(model, chunk).double().sum())
+            return float(_cross_entropy(model, chunk.to(device)).double().sum())
 
     model.eval()
-    with ThreadPoolExecutor(min(EVALUATION_THREADS, os.cpu_count() or 1)) as pool:
+    device = _device_of(model)
+    threads = 1 if device.type == "cuda" else min(EVALUATION_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         totals = list(pool.map(total, range(0, len(windows), chunk_size)))
     return math.fsum(totals) / windows[:, 1:].size

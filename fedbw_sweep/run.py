@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import platform
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import EXECUTION_KEYS, DataConfig, ModelConfig, RunConfig
 from fedbw_sweep.data import FederatedText, federate
 from fedbw_sweep.errors import DivergenceError, FedbwError
 from fedbw_sweep.federated.client import client_app
@@ -29,6 +30,7 @@ from fedbw_sweep.modeling import (
     heldout_loss,
     layout_of,
     load_tokenizer,
+    pick_device,
     prepare_process,
     read_arrays,
     write_arrays,
@@ -71,24 +73,41 @@ def check(config: RunConfig) -> None:
     ConfigError
         If the model or the text cannot be loaded, or the text has too few clients.
     """
+    pick_device(config.device)
     build_model(config.model, config.seed)
     federated_text(config)
 
 
+_one_text_at_a_time = Lock()
+
+
 def federated_text(config: RunConfig) -> FederatedText:
-    """Spread the configured text over the configured clients."""
+    """Spread the configured text over the configured clients; cells with equal text share it."""
+    drawn = config.data.partition != "natural"
+    seed = config.seed if drawn else 0
+    needed = config.model_copy(update={"seed": seed}).model_dump_json(
+        by_alias=True, include={"data", "model", "num_clients", "sequence_length", "seed"}
+    )
+    with _one_text_at_a_time:
+        return _federated_text(needed)
+
+
+@lru_cache(maxsize=4)
+def _federated_text(needed: str) -> FederatedText:
+    values = json.loads(needed)
+    model = ModelConfig(**values["model"])
     return federate(
-        config.data,
-        config.num_clients,
-        config.sequence_length,
-        config.seed,
-        load_tokenizer(config.model),
+        DataConfig(**values["data"]),
+        values["num_clients"],
+        values["sequence_length"],
+        values["seed"],
+        load_tokenizer(model),
     )
 
 
 def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     text = federated_text(config)
-    model = build_model(config.model, config.seed)
+    model = build_model(config.model, config.seed).to(pick_device(config.device))
     strategy = MeteredFedAvg(config, layout_of(model))
     evaluator = _Evaluator(model, text, strategy, record, observe)
     server = ServerApp()
@@ -104,12 +123,7 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
         )
 
     try:
-        with tempfile.TemporaryDirectory(prefix="fedbw_sweep-") as folder:
-            text_path = Path(folder) / "clients.npz"
-            tokens: dict[str, Any] = {str(client): own for client, own in enumerate(text.clients)}
-            np.savez(text_path, **tokens)
-            client = client_app(config.model_dump_json(by_alias=True), str(text_path))
-            simulate(config, server, client)
+        simulate(config, server, client_app(config.model_dump_json(by_alias=True), text.clients))
     finally:
         record.messages = list(strategy.ledger.rows())
     record.summary = _summary(config, model, strategy, record.rounds)
@@ -177,7 +191,7 @@ class _Evaluator:
             "downlink_message_bytes": sum(entry.message_bytes for entry in down),
             "dense_uplink_bytes": dense,
             "uplink_ratio": dense / uplink if uplink else None,
-            "predicted_bytes": None if expected is None else seed_formula(*expected, len(up), 1),
+            "predicted_bytes": expected and expected[0] * len(down) + expected[1] * len(up),
             "cumulative_uplink_bytes": uplink + earlier.get("cumulative_uplink_bytes", 0),
             "cumulative_bytes": uplink + downlink + earlier.get("cumulative_bytes", 0),
         }
@@ -221,9 +235,12 @@ def _summary(
         summary["total_ratio"] = updates * 2 * layout.dense_bytes / total
         summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
     if (expected := strategy.expected_bytes) is not None:
-        formula = seed_formula(*expected, config.clients_per_round, config.rounds)
+        down, up = expected
+        replies = 1 - config.clients.dropout  # of each client, in the mean
+        formula = seed_formula(down, round(up * replies), config.clients_per_round, config.rounds)
+        exact_size = strategy.compressor.fixed_size and replies == 1
         summary["predicted_bytes"] = formula
-        summary["prediction"] = "exact" if strategy.compressor.fixed_size else "estimate"
+        summary["prediction"] = "exact" if exact_size else "estimate"
     return summary
 
 
@@ -232,5 +249,5 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: version(name) for name in RECORDED_PACKAGES},
-        "execution": config.model_dump(include={"backend", "sweep", "verbose"}),
+        "execution": config.model_dump(include=set(EXECUTION_KEYS)),
     }

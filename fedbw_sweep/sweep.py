@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import hydra
@@ -19,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ConfigError, FedbwError
@@ -35,18 +39,87 @@ from fedbw_sweep.results import collect, config_columns, is_done
 
 FIGURE = "loss_against_bytes.png"
 
+COLLECT_SHARE = 0.02
+"""The tables are rebuilt after a run unless that would take more than this share of the time."""
+
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass
 class _Command:
-    """What the command at hand is doing. Empty in a process that another launcher started."""
+    """What the command at hand is doing. Empty in a process that another launcher started.
+
+    Attributes
+    ----------
+    cells
+        The command's runs, and `folder` where they go.
+    here
+        Whether this process does the runs, several at a time, or Hydra's launcher has others do.
+    futures
+        The runs handed to this process' threads, by run id.
+    """
 
     cells: list[RunConfig] = field(default_factory=list)
     folder: Path = field(default_factory=Path)
+    here: bool = False
+    futures: dict[str, Future[None]] = field(default_factory=dict)
 
 
 _command = _Command()
+_collecting = Lock()
+_collected_until = 0.0  # on time.monotonic()'s clock
+
+
+class _Progress:
+    """A bar for each run under way and one for all of them, in a terminal."""
+
+    def __init__(self) -> None:
+        self.lock, self.running = Lock(), 0
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[unit]} {task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=_console,
+            transient=True,
+            disable=not _console.is_terminal,
+        )
+        self.all = self.bars.add_task("all", unit="run", status="", visible=False)
+
+    @contextmanager
+    def of(self, config: RunConfig) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Show one run's rounds, loss and MB as they come; yield what each round's row goes to."""
+        task = self.bars.add_task(
+            _label(config), total=config.rounds, unit="round", status="starting"
+        )
+        cells = len(_command.cells)
+        with self.lock:
+            self.running += 1
+            self.bars.update(self.all, total=cells, visible=cells > 1)
+            self.bars.start()
+
+        def observe(row: dict[str, Any]) -> None:
+            status = f"loss {row['loss']:.3f}, {row['cumulative_bytes'] / MB:.2f} MB"
+            self.bars.update(task, completed=row["round"], status=status)
+
+        try:
+            yield observe
+        finally:
+            self.bars.remove_task(task)
+            self.bars.advance(self.all)
+            with self.lock:
+                self.running -= 1
+                if not self.running:
+                    self.stop()
+
+    def stop(self) -> None:
+        """Take the bars away and give the cursor back."""
+        self.bars.stop()
+
+
+_progress = _Progress()
 
 
 class Preflight(Callback):
@@ -59,7 +132,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the only run."""
         with errors_end_the_command():
-            _prepare([RunConfig.from_hydra(config)], "hydra.run.dir", config)
+            _prepare([RunConfig.from_hydra(config)], "hydra.run.dir", config, here=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every cell of the grid."""
@@ -68,17 +141,44 @@ class Preflight(Callback):
                 RunConfig.from_hydra(hydra.compose(kwargs["config_name"], overrides))
                 for overrides in _grid(config)
             ]
-            _prepare(cells, "hydra.sweep.dir", config)
+            here = config.hydra.launcher._target_.endswith(".BasicLauncher")
+            _prepare(cells, "hydra.sweep.dir", config, here)
 
 
 def run_cell(cfg: DictConfig) -> None:
-    """Do the run a composed config describes unless it is recorded as done, then the tables."""
+    """Do the run a composed config describes, or wait for it where all runs are under way.
+
+    Hydra's own launcher asks for one cell after the other. One run alone leaves cores idle at the
+    end of each round, so at the first cell all are started, several at a time, on one pool of
+    workers. In a process of another launcher there is only the one cell.
+    """
     config, folder = RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir)
+    if not _command.here:
+        _run(config, folder)
+        return
+    if not _command.futures:
+        threads = ThreadPoolExecutor(_runs_at_a_time(_command.cells))
+        for cell in _command.cells:
+            _command.futures[cell.run_id] = threads.submit(_run, cell, folder)
+    _command.futures[config.run_id].result()
+
+
+def _runs_at_a_time(cells: list[RunConfig]) -> int:
+    """As many as fill the workers with one round each, and one while another's server works."""
+    from fedbw_sweep.federated.simulation import worker_count
+
+    backend = cells[0].backend
+    fewest = min(cell.clients_per_round for cell in cells)
+    return backend.runs or -(-worker_count(backend) // fewest) + 1
+
+
+def _run(config: RunConfig, folder: Path) -> None:
+    """Do one run unless it is recorded as done, say how it went, and renew the tables."""
     if is_done(config, folder):
         return
     from fedbw_sweep.run import execute
 
-    with _progress(config) as observe:
+    with _progress.of(config) as observe:
         record = execute(config, folder, observe)
     if record.error is None:
         first, last = record.rounds[0], record.rounds[-1]
@@ -90,7 +190,18 @@ def run_cell(cfg: DictConfig) -> None:
         outcome = f"[red]failed[/red]: {escape(record.error.strip().splitlines()[-1])}"
     seconds = sum(row["round_seconds"] for row in record.timing)
     _console.print(f"{_label(config)}: {outcome} ({seconds:.0f} s)")
-    collect(folder)
+    _renew_tables(folder)
+
+
+def _renew_tables(folder: Path) -> None:
+    """Rebuild the sweep's tables, unless they have just been: `finish` does it in any case."""
+    global _collected_until
+    with _collecting:
+        started = time.monotonic()
+        if started >= _collected_until:
+            collect(folder)
+            took = time.monotonic() - started
+            _collected_until = time.monotonic() + took * (1 / COLLECT_SHARE - 1)
 
 
 def finish() -> int:
@@ -112,10 +223,14 @@ def finish() -> int:
     return int(len(failed) > 0)
 
 
-def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig) -> None:
+def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: bool) -> None:
     """Check the folder, the text and the model of every run that is still to do."""
     folder = Path(OmegaConf.select(config, folder_key))
     _command.cells, _command.folder = list({cell.run_id: cell for cell in cells}.values()), folder
+    _command.here, _command.futures = here, {}
+    for cell in cells:
+        if here and cell.backend != cells[0].backend:
+            raise ConfigError("backend", cell.backend.name, "must be the same for all runs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -126,6 +241,8 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig) -> Non
     todo = [cell for cell in _command.cells if not is_done(cell, folder)]
     if len(todo) < len(_command.cells):
         _console.print(f"{len(_command.cells) - len(todo)} of {len(_command.cells)} runs are done")
+    if todo and here:
+        _start(todo[0])
     from fedbw_sweep.run import check
 
     needs = {}
@@ -134,6 +251,14 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig) -> Non
         needs[str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))] = cell
     for cell in needs.values():
         check(cell)
+
+
+def _start(config: RunConfig) -> None:
+    """Start the workers while this process imports what a run needs: both take seconds."""
+    Thread(target=import_module, args=("fedbw_sweep.run",), daemon=True).start()
+    from fedbw_sweep.federated.simulation import start
+
+    start(config)
 
 
 def _grid(config: DictConfig) -> list[list[str]]:
@@ -154,31 +279,6 @@ def errors_end_the_command() -> Iterator[None]:
     except FedbwError as error:
         _console.print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(2)
-
-
-@contextmanager
-def _progress(config: RunConfig) -> Iterator[Any]:
-    """Show the run's rounds, loss and MB as they come, in a terminal."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("round {task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=_console,
-        transient=True,
-        disable=not _console.is_terminal,
-    )
-    with progress:
-        ids = [cell.run_id for cell in _command.cells]
-        place = f"{ids.index(config.run_id) + 1}/{len(ids)} " if config.run_id in ids else ""
-        task = progress.add_task(place + _label(config), total=config.rounds, status="starting")
-
-        def observe(row: dict[str, Any]) -> None:
-            status = f"loss {row['loss']:.3f}, {row['cumulative_bytes'] / MB:.2f} MB"
-            progress.update(task, completed=row["round"], status=status)
-
-        yield observe
 
 
 def _label(config: RunConfig) -> str:

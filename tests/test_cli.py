@@ -27,12 +27,14 @@ def command(
         simulator()(*args)
 
     monkeypatch.setattr(run, "simulate", train)
+    monkeypatch.setattr(sweep, "_start", lambda config: None)
     monkeypatch.setattr(sweep, "_command", sweep._Command())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: str) -> tuple[int, str, int]:
-        monkeypatch.setattr(sys, "argv", ["fedbw_sweep", *arguments])
+        # One at a time: in one process all clients share a model.
+        monkeypatch.setattr(sys, "argv", ["fedbw_sweep", "backend.runs=1", *arguments])
         trained.clear()
         with pytest.raises(SystemExit) as ended:
             cli.main()

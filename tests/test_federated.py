@@ -14,7 +14,7 @@ from torch import nn
 from fedbw_sweep import run
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.data import windows
-from fedbw_sweep.federated.client import _workplace as client_workplace
+from fedbw_sweep.federated.client import workplace
 from fedbw_sweep.metering import METRICS, SENT_PAYLOAD
 from fedbw_sweep.modeling import build_model, read_arrays
 from fedbw_sweep.results import RunRecord, collect
@@ -292,9 +292,9 @@ def test_integer_buffers_run_and_are_sent_exactly(
 
     monkeypatch.setattr(run, "build_model", with_buffers)
     monkeypatch.setattr("fedbw_sweep.federated.client.build_model", with_buffers)
-    client_workplace.cache_clear()
+    workplace.cache_clear()
     record = execute(f"compression={compression}")
-    client_workplace.cache_clear()
+    workplace.cache_clear()
     assert record.error is None
     sent = {row["direction"]: row["payload_bytes"] for row in record.messages}
     assert sent["downlink"] == TINY_BYTES + 24

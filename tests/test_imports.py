@@ -27,6 +27,7 @@ ORDER = [
     "federated.wire",
     "federated.client",
     "federated.strategy",
+    "federated.grid",
     "federated.simulation",
     "results",
     "run",
@@ -38,6 +39,11 @@ ORDER = [
     "__main__",
 ]
 """From what all may import down to what none may; a package stands for its other files."""
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+}
 
 
 def rank(module: str) -> int:
@@ -58,7 +64,9 @@ def imported(path: Path) -> set[str]:
             if node.module == "fedbw_sweep":
                 found |= {alias.name for alias in node.names}
             elif node.module and node.module.startswith("fedbw_sweep."):
-                found.add(node.module.removeprefix("fedbw_sweep."))
+                module = node.module.removeprefix("fedbw_sweep.")
+                inside = {f"{module}.{alias.name}" for alias in node.names} & MODULES
+                found |= inside or {module}
         elif isinstance(node, ast.Import):
             names = (alias.name for alias in node.names)
             found |= {n.removeprefix("fedbw_sweep.") for n in names if n.startswith("fedbw_sweep.")}
@@ -87,7 +95,9 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
         }
 
     assert users("constriction") == {"compression/entropy.py"}
-    assert users("ray", "flwr.simulation", "flwr.supercore") == {"federated/simulation.py"}
+    assert users("ray") == {"federated/grid.py", "federated/simulation.py"}
+    assert users("flwr.supercore") == {"federated/grid.py"}
+    assert users("flwr.simulation") == {"federated/simulation.py"}
 
 
 @pytest.mark.parametrize("packages", ["compression", "report", "results config data"])

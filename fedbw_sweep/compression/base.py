@@ -148,12 +148,12 @@ class Compressor(ABC):
             raise DivergenceError("the update holds NaN or infinity: training diverged; lower lr")
         return self._frame(layout) + self._encode(update, layout, rng)
 
-    def decode(self, payload: bytes, layout: Layout) -> FloatVector:
+    def decode(self, payload: bytes | memoryview, layout: Layout) -> FloatVector:
         """Reconstruct the update from a payload that may be damaged or hostile.
 
         Parameters
         ----------
-        payload : bytes
+        payload : bytes or memoryview
             What `encode` returned.
         layout : Layout
             The layout the payload must have been made for.

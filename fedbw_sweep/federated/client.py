@@ -7,7 +7,7 @@ import traceback
 from functools import lru_cache
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
@@ -15,14 +15,24 @@ from torch import nn
 from fedbw_sweep.compression.base import Compressor, Layout
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
-from fedbw_sweep.config import RunConfig
-from fedbw_sweep.data import windows
+from fedbw_sweep.config import ModelConfig, RunConfig
+from fedbw_sweep.data import ClientTokens, windows
 from fedbw_sweep.errors import FedbwError
-from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
+from fedbw_sweep.federated.wire import (
+    ARRAYS,
+    CLIENT,
+    CONFIG,
+    ROUND,
+    pack,
+    pack_state,
+    unpack,
+    unpack_state,
+)
 from fedbw_sweep.metering import METRICS, metering_mod
 from fedbw_sweep.modeling import (
     build_model,
     layout_of,
+    pick_device,
     prepare_process,
     read_arrays,
     train,
@@ -34,25 +44,26 @@ CLIENT_FAILED = 1
 """Error code of a reply that carries a client's own reason."""
 
 
-def client_app(run_config: str, text_path: str) -> ClientApp:
+def client_app(run_config: str, text: ClientTokens) -> ClientApp:
     """Build the ClientApp of one run.
 
     Parameters
     ----------
     run_config : str
         The `RunConfig` as JSON: what crosses process boundaries stays small and plain.
-    text_path : str
-        An ``.npz`` with each client's training tokens under its number.
+    text : ClientTokens
+        Every client's training tokens.
     """
     app = ClientApp(mods=[reporting_mod, metering_mod])
 
     @app.train()
     def fit(message: Message, context: Context) -> Message:
-        config, model, layout, compressor = _workplace(run_config)
+        config = RunConfig.model_validate_json(run_config)
+        model, layout = workplace(config.model.model_dump_json(), config.device)
+        compressor = config.compression.build()
         instruction = message.content.config_records[CONFIG]
         client, server_round = int(instruction[CLIENT]), int(instruction[ROUND])  # type: ignore[arg-type]
-        with np.load(text_path) as text:
-            sequences = windows(text[str(client)], config.sequence_length)
+        sequences = windows(text[client], config.sequence_length)
 
         received, exact = unpack(message.content.array_records[ARRAYS], Dense(), layout)
         write_arrays(model, received, exact)
@@ -96,19 +107,18 @@ def _encode(
     """Encode an update; what error feedback or the method keeps stays in this client's state."""
     encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
     held = context.state.array_records.get("compressor", ArrayRecord())
-    state = {name: array.numpy() for name, array in held.items()}
-    payload, state = encode(compressor, update, layout, rng, state)
-    context.state["compressor"] = ArrayRecord({k: Array(array) for k, array in state.items()})
+    payload, state = encode(compressor, update, layout, rng, unpack_state(held))
+    if state:
+        context.state["compressor"] = pack_state(state)
     return payload
 
 
-@lru_cache(maxsize=1)
-def _workplace(run_config: str) -> tuple[RunConfig, nn.Module, Layout, Compressor]:
-    """Build what a worker process needs for a run, once; every client overwrites the weights."""
+@lru_cache(maxsize=2)
+def workplace(model_config: str, device: str) -> tuple[nn.Module, Layout]:
+    """Build the model a worker process trains in, once; every client overwrites all its weights."""
     prepare_process()
-    config = RunConfig.model_validate_json(run_config)
-    model = build_model(config.model, config.seed)
-    return config, model, layout_of(model), config.compression.build()
+    model = build_model(ModelConfig.model_validate_json(model_config), 0)
+    return model.to(pick_device(device)), layout_of(model)
 
 
 def reporting_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

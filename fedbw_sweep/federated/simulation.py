@@ -1,25 +1,77 @@
-"""The only file that knows Ray and Flower's simulation internals."""
+"""Start what executes the clients, and run a ServerApp against it."""
 
 from __future__ import annotations
 
 import logging
 import os
+from math import floor
+from typing import Any
 
-# Before Flower and Ray are imported: no telemetry, no notices.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
+import ray
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from flwr.simulation import run_simulation
 
-from fedbw_sweep.config import RunConfig
+import fedbw_sweep
+from fedbw_sweep.config import BackendConfig, RunConfig
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.federated import grid
 
 
 def set_verbosity(verbose: bool) -> None:
     """Let Flower's log through, or nothing of it."""
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def worker_count(backend: BackendConfig) -> int:
+    """Clients that can train at the same time."""
+    if ray.is_initialized():
+        return grid.worker_count()
+    return backend.workers or os.cpu_count() or 1
+
+
+def start(config: RunConfig) -> None:
+    """Start Ray or join a cluster, once a process, and let its workers get ready meanwhile.
+
+    To be called from the main thread first: Ray's own processes end with the thread that started
+    them.
+
+    Raises
+    ------
+    ConfigError
+        If there is no cluster at ``backend.address``.
+    """
+    backend = config.backend
+    if backend.name == "flower" or ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {
+        "logging_level": logging.INFO if config.verbose else logging.ERROR,
+        "log_to_driver": config.verbose,
+    }
+    if backend.address is None:
+        # "local": never another sweep's Ray, whatever RAY_ADDRESS says.
+        ray.init(address="local", num_cpus=worker_count(backend), include_dashboard=False, **quiet)
+    else:
+        environment = {"py_modules": [fedbw_sweep]}
+        try:
+            ray.init(address=backend.address, runtime_env=environment, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                "backend.address",
+                backend.address,
+                f"no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
+                "`ray start --head` and give the address it prints, or null to start Ray here",
+            ) from None
+    for _ in range(worker_count(backend)):
+        _get_ready.remote(config.model.model_dump_json(), config.device)
+
+
+@ray.remote(num_cpus=1)
+def _get_ready(model_config: str, device: str) -> None:
+    # Imported here: starting Ray need not wait for torch.
+    from fedbw_sweep.federated.client import workplace
+
+    workplace(model_config, device)
 
 
 def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
@@ -28,7 +80,7 @@ def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) ->
     Parameters
     ----------
     config : RunConfig
-        Its ``backend`` says how many worker processes train clients; each uses one core.
+        Its ``backend`` says what trains the clients.
     server_app, client_app
         The two sides of the federation.
 
@@ -37,15 +89,37 @@ def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) ->
     FedbwError
         What the ServerApp raised.
     """
-    workers = config.backend.workers or os.cpu_count() or 1
+    if config.backend.name == "flower":
+        _simulate_with_flower(config, server_app, client_app)
+        return
+    start(config)
+    clients = grid.RayGrid(config.num_clients, client_app, _client_gpus(config))
+    server_app(clients, Context(0, config.num_clients, {}, RecordDict(), {}))
+
+
+def _client_gpus(config: RunConfig) -> float:
+    """Return each client's share of a GPU: what the config says, or an equal share of all."""
+    if config.device == "cpu":
+        return 0.0
+    if config.backend.client_gpus is not None:
+        return config.backend.client_gpus
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    return float(min(1.0, floor(1e4 * gpus / grid.worker_count()) / 1e4))
+
+
+def _simulate_with_flower(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
+    """Run on Flower's own simulation, the reference: it starts and stops a Ray of its own."""
+    # Imported here: it brings in for a second what the default never needs.
+    from flwr.simulation import run_simulation
+
     run_simulation(
         server_app,
         client_app,
         num_supernodes=config.num_clients,
         backend_config={
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "client_resources": {"num_cpus": 1, "num_gpus": config.backend.client_gpus or 0.0},
             "init_args": {
-                "num_cpus": workers,
+                "num_cpus": worker_count(config.backend),
                 "include_dashboard": False,
                 "logging_level": logging.INFO if config.verbose else logging.ERROR,
                 "log_to_driver": config.verbose,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.compression.cast import Dense
@@ -18,6 +19,8 @@ from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import rng_for
+
+CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class MeteredFedAvg(FedAvg):
 
     Flower numbers its nodes at random and lists them in any order, so clients are numbered by the
     sorted node ids, sampled by that number with the run's own generator, and their replies are
-    sorted by it before any sum.
+    summed in its order, each as soon as those before it are.
 
     Parameters
     ----------
@@ -77,26 +80,35 @@ class MeteredFedAvg(FedAvg):
         self.model_compressor = Dense()
         self.ledger = Ledger(layout.dense_bytes)
         self.reports: dict[int, list[ClientReport]] = {}
-        self.client_of: dict[int, int] = {}  # this round's clients by node id, in their order
+        self.nodes: list[int] = []  # node ids by client
+        self.client_of: dict[int, int] = {}  # clients that will reply by node id, in their order
         self.global_vector = np.empty(0, np.float32)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the round's clients and address the global model to each."""
+        """Sample the round's clients and address the global model to each.
+
+        What is sent to a client that drops out is booked like any other message, but goes nowhere.
+        """
         self.global_vector, _ = self.decode_model(arrays)
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) != self.config.num_clients:
-            raise ClientError(f"{len(nodes)} of {self.config.num_clients} clients are connected")
+        if not self.nodes:
+            self.nodes = sorted(grid.get_node_ids())
+        if len(self.nodes) != self.config.num_clients:
+            there = f"{len(self.nodes)} of {self.config.num_clients}"
+            raise ClientError(f"{there} clients are connected")
         rng = rng_for(self.config.seed, "sample", server_round)
-        sampled = rng.choice(len(nodes), self.config.clients_per_round, replace=False)
-        self.client_of = {nodes[client]: int(client) for client in sorted(sampled)}
-        messages = []
-        for node, client in self.client_of.items():
+        sampled = rng.choice(len(self.nodes), self.config.clients_per_round, replace=False)
+        chance = rng_for(self.config.seed, "dropout", server_round).random(len(sampled))
+        dropped = chance < self.config.clients.dropout
+        self.client_of, messages = {}, []
+        for client, drops_out in zip(np.sort(sampled).tolist(), dropped, strict=True):
             instruction = ConfigRecord({CLIENT: client, ROUND: server_round})
             content = RecordDict({ARRAYS: arrays, CONFIG: instruction})
             self.ledger.sent(server_round, client, content)
-            messages.append(Message(content, node, MessageType.TRAIN))
+            if not drops_out:
+                self.client_of[self.nodes[client]] = client
+                messages.append(Message(content, self.nodes[client], MessageType.TRAIN))
         return messages
 
     def aggregate_train(
@@ -113,20 +125,23 @@ class MeteredFedAvg(FedAvg):
         DivergenceError
             If the new global model is not finite.
         """
-        by_client = {self.client_of[reply.metadata.src_node_id]: reply for reply in replies}
         total = np.zeros(self.layout.size)
         weight_sum = most = 0
-        for client in self.client_of.values():
-            content = self._content(server_round, client, by_client.pop(client, None))
+        for client, reply in self._in_order(replies):
+            content = self._content(server_round, client, reply)
             self.ledger.received(server_round, client, content)
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
             update, own_exact = unpack(content.array_records[ARRAYS], self.compressor, self.layout)
-            total += update * np.float64(report.examples)
+            _add(total, update, report.examples)
             weight_sum += report.examples
             if report.examples > most:
                 most, exact = report.examples, own_exact
-        vector = (self.global_vector + total / weight_sum).astype(np.float32)
+        if not weight_sum:  # all dropped out: the model stays
+            return None, None
+        total /= weight_sum
+        total += self.global_vector
+        vector = total.astype(np.float32)
         if not all_finite(vector):
             raise DivergenceError(
                 f"round {server_round}: the averaged model is not finite; lower lr"
@@ -149,6 +164,15 @@ class MeteredFedAvg(FedAvg):
         exact = self.layout.exact_bytes
         return None if update is None else (self.layout.dense_bytes, update + exact)
 
+    def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
+        """Yield the round's clients in order with their replies, holding back only early ones."""
+        early: dict[int, Message] = {}
+        arriving = iter(replies)
+        for node, client in self.client_of.items():
+            while node not in early and (reply := next(arriving, None)):
+                early[reply.metadata.src_node_id] = reply
+            yield client, early.pop(node, None)
+
     def _content(self, server_round: int, client: int, reply: Message | None) -> RecordDict:
         if reply is None:
             waited = self.config.backend.client_timeout_s
@@ -159,3 +183,10 @@ class MeteredFedAvg(FedAvg):
         if reply.has_error():
             raise ClientError(f"round {server_round}, client {client}: {reply.error.reason}")
         return reply.content
+
+
+def _add(total: NDArray[np.float64], update: FloatVector, weight: int) -> None:
+    """``total += weight * update`` in float64, in pieces that stay in a core's cache."""
+    for start in range(0, total.size, CHUNK):
+        piece = slice(start, start + CHUNK)
+        total[piece] += update[piece] * np.float64(weight)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.feedback import State
 from fedbw_sweep.errors import PayloadError
 
 ARRAYS, CONFIG = "arrays", "config"
@@ -33,8 +35,26 @@ def unpack(
     PayloadError
         If the payload is not one made for this layout and compressor.
     """
-    payload = arrays["payload"].data
+    payload = memoryview(arrays["payload"].data)
     split = len(payload) - layout.exact_bytes
     if split < 0:
         raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
-    return compressor.decode(payload[:split], layout), payload[split:]
+    return compressor.decode(payload[:split], layout), bytes(payload[split:])
+
+
+def pack_state(state: State) -> ArrayRecord:
+    """Wrap what a compressor keeps for a client's context, without a copy when read back."""
+    return ArrayRecord(
+        {
+            name: Array(str(array.dtype), array.shape, ENCODED, array.tobytes())
+            for name, array in state.items()
+        }
+    )
+
+
+def unpack_state(arrays: ArrayRecord) -> State:
+    """Read what `pack_state` wrapped; the arrays are read-only."""
+    return {
+        name: np.frombuffer(array.data, array.dtype).reshape(array.shape)
+        for name, array in arrays.items()
+    }

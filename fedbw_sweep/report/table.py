@@ -29,7 +29,8 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
 
     def differs(name: str) -> bool:
         group = name.partition(".")[0]
-        alike = results[name] if name == group else results.groupby(group)[name]
+        is_choice = name != group and group in results.columns
+        alike = results.groupby(group)[name] if is_choice else results[name]
         return bool(np.max(alike.nunique(dropna=False)) > 1)
 
     ordered = [*AXES, *(name for name in settings if name not in AXES)]
