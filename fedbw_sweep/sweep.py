@@ -150,14 +150,18 @@ def run_cell(cfg: DictConfig) -> None:
 
     Hydra's own launcher asks for one cell after the other. One run alone leaves cores idle at the
     end of each round, so at the first cell all are started, several at a time, on one pool of
-    workers. In a process of another launcher there is only the one cell.
+    workers. In a process of another launcher there is only the one cell, and Flower's own
+    simulation insists on the main thread.
     """
     config, folder = RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir)
-    if not _command.here:
+    if is_done(config, folder):
+        return
+    at_a_time = _runs_at_a_time(_command.cells) if _command.here else 1
+    if at_a_time == 1:
         _run(config, folder)
         return
     if not _command.futures:
-        threads = ThreadPoolExecutor(_runs_at_a_time(_command.cells))
+        threads = ThreadPoolExecutor(at_a_time)
         for cell in _command.cells:
             _command.futures[cell.run_id] = threads.submit(_run, cell, folder)
     _command.futures[config.run_id].result()
@@ -168,6 +172,8 @@ def _runs_at_a_time(cells: list[RunConfig]) -> int:
     from fedbw_sweep.federated.simulation import worker_count
 
     backend = cells[0].backend
+    if backend.name == "flower":
+        return 1
     fewest = min(cell.clients_per_round for cell in cells)
     return backend.runs or -(-worker_count(backend) // fewest) + 1
 

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from .conftest import ROOT, SMALL
@@ -18,13 +20,14 @@ pytestmark = pytest.mark.ray
 
 PYTHIA_BYTES = 56_270_848
 
-GRID = ("-m", *SMALL, "compression=none,topk,int8", "seed=1,2")
+GRID = ("-m", *SMALL, "compression=none,topk,lowrank", "seed=1,2")
 HALF = (*GRID[:-1], "seed=2")
 """Each of its three cells is also one of the grid's six: it must leave the same rows."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """Start the command as a user would, from a folder of its own."""
+    folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "fedbw_sweep", *arguments],
         cwd=folder,
@@ -44,6 +47,13 @@ def sweep(folder: Path, *arguments: str, code: int = 0) -> str:
     return printed
 
 
+def workers_of(pid: int) -> list[psutil.Process]:
+    """Every process that a command has started."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
 def assert_same_runs(folder: Path, whole: Path) -> None:
     """Every row of `folder`'s tables stands in `whole`'s, to the letter and in the same order."""
     for name in ("results.csv", "rounds.csv"):
@@ -54,9 +64,9 @@ def assert_same_runs(folder: Path, whole: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The six-cell sweep with one worker."""
+    """The six-cell sweep with one worker, one run at a time."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    printed = sweep(folder, *GRID, "backend.workers=1")
+    printed = sweep(folder, *GRID, "backend.workers=1", "backend.runs=1")
     return folder / "outputs" / "main", printed
 
 
@@ -64,7 +74,7 @@ def test_a_sweep_leaves_a_row_per_cell(undisturbed: tuple[Path, str]) -> None:
     folder, printed = undisturbed
     results = pd.read_csv(folder / "results.csv")
     assert results[["compression", "seed"]].to_numpy().tolist() == [
-        [name, seed] for name in ("int8", "none", "topk") for seed in (1, 2)
+        [name, seed] for name in ("lowrank", "none", "topk") for seed in (1, 2)
     ]
     assert (results["status"] == "done").all()
     assert (results["loss"] < results["initial_loss"] - 0.05).all()
@@ -83,9 +93,67 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
         assert sums["downlink"] == row["downlink_bytes"] == 4 * 4 * 1_320_960
 
 
-def test_two_workers_give_the_same_bytes(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    sweep(tmp_path, *HALF, "backend.workers=2")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        ("backend.workers=2", "backend.runs=1"),
+        ("backend.workers=4", "backend.runs=3"),
+        ("backend=flower", "backend.workers=2"),
+        ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
+        ("hydra/launcher=submitit_local", "backend.workers=1"),
+    ],
+    ids=lambda overrides: overrides[0] if len(overrides) else "",
+)
+def test_what_executes_the_runs_changes_no_byte(
+    undisturbed: tuple[Path, str], tmp_path: Path, backend: tuple[str, ...]
+) -> None:
+    sweep(tmp_path, *HALF, *backend)
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
+
+
+def test_a_killed_worker_changes_no_byte(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    process = start(tmp_path, *HALF, "backend.workers=2")
+    killed = 0
+    while process.poll() is None and killed < 3:
+        for worker in workers_of(process.pid):
+            if worker.name() == "ray::_answer":
+                worker.kill()
+                killed += 1
+                time.sleep(1)
+                break
+        time.sleep(0.01)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert killed
+    assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
+
+
+def test_two_sweeps_at_once_do_not_meet(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
+    both = [start(tmp_path / name, *HALF, "backend.workers=1") for name in ("a", "b")]
+    for process, name in zip(both, ("a", "b"), strict=True):
+        printed, _ = process.communicate()
+        assert process.returncode == 0, printed
+        assert_same_runs(tmp_path / name / "outputs" / "main", undisturbed[0])
+
+
+def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
+    process = start(tmp_path, "-m", *SMALL, "rounds=1,200", "backend.runs=1")
+    while not list(tmp_path.glob("outputs/main/*/status.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)  # into the second run
+    started_processes = [process.pid, *(worker.pid for worker in workers_of(process.pid))]
+    assert len(started_processes) > 5
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in printed
+    assert len(list(tmp_path.glob("outputs/main/*/status.json"))) == 1
+    assert not list(tmp_path.glob("outputs/main/.*"))
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in started_processes if psutil.pid_exists(pid)], timeout=10
+    )
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -> None:

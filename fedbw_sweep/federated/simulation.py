@@ -119,6 +119,7 @@ def _simulate_with_flower(config: RunConfig, server_app: ServerApp, client_app: 
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": config.backend.client_gpus or 0.0},
             "init_args": {
+                "address": "local",
                 "num_cpus": worker_count(config.backend),
                 "include_dashboard": False,
                 "logging_level": logging.INFO if config.verbose else logging.ERROR,
