@@ -94,8 +94,15 @@ class Layout:
 
 
 def all_finite(vector: FloatVector) -> bool:
-    """Whether no element is NaN or infinite; reads the vector twice and allocates nothing."""
-    return not vector.size or bool(np.isfinite(vector.min()) and np.isfinite(vector.max()))
+    """Whether no element is NaN or infinite; reads the vector once, and allocates nothing.
+
+    Finite squares that add up to something finite prove it. Only a sum beyond float32 proves
+    nothing, and has the extremes looked at.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(vector, vector)):
+            return True
+    return bool(np.isfinite(vector.min()) and np.isfinite(vector.max()))
 
 
 class Compressor(ABC):
@@ -146,7 +153,8 @@ class Compressor(ABC):
             )
         if not all_finite(update):
             raise DivergenceError("the update holds NaN or infinity: training diverged; lower lr")
-        return self._frame(layout) + self._encode(update, layout, rng)
+        body = self._encode(update, layout, rng)
+        return b"".join((self._frame(layout), *(body if isinstance(body, tuple) else (body,))))
 
     def decode(self, payload: bytes | memoryview, layout: Layout) -> FloatVector:
         """Reconstruct the update from a payload that may be damaged or hostile.
@@ -187,8 +195,10 @@ class Compressor(ABC):
         return None
 
     @abstractmethod
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
-        """Pack a finite update; the frame is added by the caller."""
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator
+    ) -> bytes | tuple[memoryview, ...]:
+        """Pack a finite update, in one piece or several; the caller joins them to the frame."""
 
     @abstractmethod
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,10 +14,12 @@ from fedbw_sweep.compression.cast import from_bfloat16
 from fedbw_sweep.compression.entropy import Decoder, Encoder
 from fedbw_sweep.errors import ConfigError
 
-_TILE = 1 << 19
+_TILE = 1 << 18
 """Coordinates worked on at a time, so that their temporaries stay in the processor's cache."""
 
 _LARGEST_BFLOAT16 = np.float32(2.0**128 - 2.0**120)
+_LARGEST = np.float32(0.98 * 2.0**128)
+"""Greater magnitudes become this one: a level above theirs would not be finite."""
 
 
 @dataclass(frozen=True)
@@ -61,46 +64,60 @@ class Uniform(Compressor):
     def _blocks(self, size: int) -> int:
         return -(-size // self.block)
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
-        size, tile = layout.size, _TILE // self.block * self.block
-        scales = np.empty(self._blocks(size), "<u2")
-        codes = np.empty(size, np.int8)
-        scratch = np.empty(min(size, tile), np.float32)
+    def _tiles(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the coordinates of each tile, and its blocks."""
+        blocks = _TILE // self.block
+        for first in range(0, self._blocks(size), blocks):
+            stop = min(size, (first + blocks) * self.block)
+            yield slice(first * self.block, stop), slice(first, first + blocks)
+
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator
+    ) -> tuple[memoryview, ...]:
         half = 1 << self.bits - 1
-        for start in range(0, size, tile):
-            values = update[start : start + tile]
-            scaled = scratch[: values.size]
-            extremes = _extremes(values, self.block)
-            if self.rounding == "nearest":
-                scale = _scale_codes(-extremes, half, half)
-            else:
-                scale = _scale_codes(np.abs(extremes), half - 1, half)
-            scales[start // self.block :][: scale.size] = scale
-            _per_block(values, np.reciprocal(from_bfloat16(scale)), self.block, out=scaled)
+        extremes = _extremes(update, self.block)
+        larger, smaller = np.maximum(*extremes), np.minimum(*extremes)
+        if larger.max(initial=0) > _LARGEST:
+            return self._encode(np.clip(update, -_LARGEST, _LARGEST), layout, rng)
+        if self.rounding == "nearest":
+            # A byte has no level 128 for the smaller to be rounded to; fewer bits are clipped.
+            steps = np.maximum(larger / half, smaller / 127.49)
+            steps = np.copysign(steps, np.subtract(*extremes))
+        else:
+            steps = larger / (half - 1.001)  # with the draw still below half
+        scales = _scale_codes(steps, half)
+        factors = np.reciprocal(from_bfloat16(scales))
+        codes = np.empty(layout.size, np.int8)
+        scratch = np.empty(min(layout.size, _TILE), np.float32)
+        for part, of_part in self._tiles(layout.size):
+            scaled = scratch[: part.stop - part.start]
+            _per_block(update[part], factors[of_part], self.block, out=scaled)
             if self.rounding == "stochastic":
-                scaled += rng.random(values.size, np.float32)
-            np.clip(scaled, -half, half - 1, out=scaled)
-            to_integer = np.rint if self.rounding == "nearest" else np.floor
-            to_integer(scaled, out=codes[start : start + values.size], casting="unsafe")
-        return b"".join((scales.data, pack(codes.view(np.uint8), self.bits).data))
+                scaled += rng.random(scaled.size, np.float32)
+                np.floor(scaled, out=scaled)
+            else:
+                np.rint(scaled, out=scaled)
+            codes[part] = scaled
+        if self.bits < 8:
+            np.clip(codes, -half, half - 1, out=codes)
+        return scales.data, pack(codes.view(np.uint8), self.bits).data
 
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
-        size, tile = layout.size, _TILE // self.block * self.block
-        split = 2 * self._blocks(size)
+        size, split = layout.size, 2 * self._blocks(layout.size)
         scales = from_bfloat16(
             floats_from(body[:split], self._blocks(size), "<u2").astype(np.uint16)
         )
         packed = floats_from(body[split:], packed_bytes(size, self.bits), "u1").view(np.uint8)
         codes = unpack(packed, size, self.bits)
-        half = np.uint8(1 << self.bits - 1)
+        if self.bits < 8:  # two's complement of `bits` bits to that of eight
+            half = np.uint8(1 << self.bits - 1)
+            codes ^= half
+            codes -= half
         update = np.empty(size, np.float32)
-        for start in range(0, size, tile):
-            part = update[start : start + tile]
-            # Two's complement of `bits` bits to that of eight.
-            part[:] = ((codes[start : start + part.size] ^ half) - half).view(np.int8)
-            scale = scales[start // self.block :][: self._blocks(part.size)]
-            _per_block(part, scale, self.block, out=part)
+        for part, of_part in self._tiles(size):
+            update[part] = codes[part].view(np.int8)
+            _per_block(update[part], scales[of_part], self.block, out=update[part])
         return update
 
 
@@ -136,7 +153,7 @@ class QSGD(Compressor):
             return b""
         starts = np.arange(0, update.size, self.bucket)
         norms = np.sqrt(np.add.reduceat(np.square(update, dtype=np.float64), starts))
-        steps = _scale_codes(np.minimum(norms, _LARGEST_BFLOAT16), self.levels, self.levels)
+        steps = _scale_codes(np.minimum(norms, _LARGEST_BFLOAT16) / self.levels, self.levels)
         scaled = np.empty_like(update)
         _per_block(update, np.reciprocal(from_bfloat16(steps)), self.bucket, out=scaled)
         scaled += rng.random(update.size, np.float32)
@@ -186,8 +203,9 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         field = packed[at : at + count]
         for plane in range(8 // width if count else 0):
             part = codes[plane * count :][:count]
+            low = (part >> shift if shift else part) & (1 << width) - 1
             # NumPy multiplies bytes eight times faster than it shifts them to the left.
-            field[: part.size] |= (part >> shift & (1 << width) - 1) * (1 << plane * width)
+            field[: part.size] |= low * np.uint8(1 << plane * width)
         at += count
     return packed
 
@@ -218,31 +236,31 @@ def _fields(bits: int) -> list[tuple[int, int]]:
     return [(bits & (width - 1), width) for width in (1, 2, 4, 8) if bits & width]
 
 
-def _extremes(values: FloatVector, block: int) -> FloatVector:
-    """Return the number of largest magnitude in each block.
+def _extremes(values: FloatVector, block: int) -> tuple[FloatVector, FloatVector]:
+    """Return the largest magnitude among each block's negative numbers, and among its positive.
 
     As integers, the bits of positive floats sort upwards, and above all negative ones where the
     sign bit is a sign; where it is not, the most negative float is above all others. Integers are
     compared twice as fast, for none of them is NaN.
     """
     starts = np.arange(0, values.size, block)
-    positive = np.maximum.reduceat(values.view(np.int32), starts).view(np.float32)
     negative = np.maximum.reduceat(values.view(np.uint32), starts).view(np.float32)
-    return np.where(np.abs(positive) >= np.abs(negative), positive, negative)
+    positive = np.maximum.reduceat(values.view(np.int32), starts).view(np.float32)
+    return np.maximum(-negative, 0), np.maximum(positive, 0)
 
 
-def _scale_codes(extremes: NDArray[np.floating], steps: int, half: int) -> NDArray[np.uint16]:
-    """Return ``extremes / steps`` as bfloat16, rounded away from zero: nothing falls outside.
+def _scale_codes(steps: NDArray[np.floating], half: int) -> NDArray[np.uint16]:
+    """Return steps as little-endian bfloat16, rounded away from zero: nothing falls outside.
 
     Magnitudes stay between the smallest whose reciprocal is finite and the largest whose lowest
     level, `half` of them, is.
     """
-    bits = np.divide(extremes, steps, dtype=np.float32).view(np.uint32)
+    bits = steps.astype(np.float32).view(np.uint32)
     smallest = np.finfo(np.float32).tiny.view(np.uint32)
     largest = (_LARGEST_BFLOAT16 / np.float32(half)).view(np.uint32)
     magnitude = np.clip(bits & 0x7FFFFFFF, smallest, largest)
     codes: NDArray[np.uint32] = (magnitude + 0xFFFF | bits & 0x80000000) >> 16
-    return codes.astype(np.uint16)
+    return codes.astype("<u2")
 
 
 def _per_block(values: FloatVector, factors: FloatVector, block: int, out: FloatVector) -> None:

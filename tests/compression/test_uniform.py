@@ -56,7 +56,7 @@ def test_size(method: Uniform, size: int, expected: int) -> None:
         (4, [8, -4, -1, -7], "80bf 18 74"),
         (2, [-2, 1, 0, -1, -2], "803f 22 0d"),  # from the low bits up: 10 00 10, then 01 11
         (8, [-128, 127, 0, 1], "803f 80 7f 00 01"),
-        (8, [0, 0], "8080 00 00"),
+        (8, [0, 0], "8000 00 00"),
     ],
 )
 def test_payload(bits: int, values: list[float], body: str) -> None:
@@ -87,6 +87,19 @@ def test_less_error_than_symmetric_levels(bits: int, gain: float) -> None:
     symmetric = np.square(np.rint(blocks / step) * step - blocks).sum()
     error = np.square(round_trip(Uniform(bits), values) - values).sum()
     assert error < (1 - gain) * symmetric
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("other", [-1.0, 1.0, -0.999, 0.5])
+@pytest.mark.parametrize("scale", [1e-44, 1.0, 3.4028234e38])
+def test_nothing_wraps_around(bits: int, rounding: str, other: float, scale: float) -> None:
+    # The extremes of a block lie at the ends of the levels: one too far would change its sign.
+    values = np.float32(scale) * np.array([1, other, -0.25, 0.25], np.float32)
+    decoded = round_trip(Uniform(bits, rounding=rounding), values)
+    step = scale / 2 ** (bits - 1) if rounding == "nearest" else scale / (2 ** (bits - 1) - 1)
+    saturated = 0.021 * scale if scale > 1 else 0
+    assert np.abs(decoded - values.astype(float)).max() <= 1.01 * step + saturated + 1.2e-38
 
 
 def test_zeros_stay_zero_beside_others() -> None:
