@@ -12,7 +12,6 @@ exactly where its last value does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from math import isqrt, prod
 from typing import Any
@@ -35,7 +34,6 @@ MAX_INTEGER = (1 << 31) - 1
 _OCTAVES = 23  # a table holds counts down to 2**-23 of the largest; rarer ones keep 2**-24
 _MAX_RESOLUTION = 5  # levels of a table: at most 2**5 to the octave
 _SLOPES = 8
-_MAX_SHIFT = 31
 
 # Bits of one difference between a table's levels at each slope: so many per step, and at least.
 _STEP_BITS = 2.0 ** np.arange(_SLOPES) / 32
@@ -78,6 +76,12 @@ def _uniform(width: int) -> Any:
     return constriction.stream.model.Uniform(1 << width)
 
 
+@lru_cache(maxsize=2)
+def _geometric(halving: int) -> Any:
+    """Return a model of integers in [0, 31], whose probability halves every so many."""
+    return _categorical(_exp2(np.maximum(0, _OCTAVES * 32 - np.arange(32) * 32 // halving)))
+
+
 @lru_cache(maxsize=64)
 def _laplace(span: int, slope: int) -> Any:
     """Return a model of differences in [-span, span], halving every 32 / 2**slope steps."""
@@ -91,15 +95,12 @@ def _table_model(levels: Ints, resolution: int) -> Any:
     return _categorical(np.where(levels > 0, weights, 0))
 
 
-def _groups(contexts: NDArray[Any] | None) -> Iterator[Any]:
-    """Yield where the values of each context that occurs are, in order of context."""
+def _by_context(contexts: NDArray[Any] | None, size: int) -> tuple[Any, Ints]:
+    """Return an order of values by context, and how many have each of those that occur."""
     if contexts is None:
-        yield slice(None)
-    elif contexts.size:
-        for context in range(int(contexts.min()), int(contexts.max()) + 1):
-            chosen = contexts == context
-            if chosen.any():
-                yield chosen
+        return slice(None), np.full(min(size, 1), size)
+    sizes = np.bincount(contexts, minlength=1)
+    return np.argsort(contexts.astype(np.uint8), kind="stable"), sizes[sizes > 0]
 
 
 def _octave(values: NDArray[Any]) -> Ints:
@@ -118,6 +119,15 @@ def _tokens(values: NDArray[Any]) -> tuple[NDArray[Any], Ints, Ints]:
     tokens = values.copy()
     tokens[large] = 4 * widths + (values[large] >> widths) + 4
     return tokens, large, widths
+
+
+def _resolution(sizes: Ints, last: Ints) -> Ints:
+    """Return log2 of the levels to the octave in tables for so many symbols, up to the last.
+
+    Finer levels fit better and cost more: the two balance near n / (25 * symbols) = 4**r.
+    """
+    octave = _octave(sizes // (25 * (last + 1)))
+    return np.minimum(_MAX_RESOLUTION, (octave + 2) // 2)
 
 
 class Encoder:
@@ -164,27 +174,37 @@ class Encoder:
     def symbols(self, values: NDArray[Any]) -> None:
         """Add integers in ``[0, MAX_SYMBOL]`` at the cost of their entropy and a small table."""
         if values.size:
-            self._put(values, self._table(np.bincount(values)))
+            self._symbols(values, np.array([values.size]))
 
-    def _table(self, counts: Ints) -> Any:
-        """Add the rounded logarithms of `counts` and return the model that they make."""
-        last = len(counts) - 1
-        self.uint(last.bit_length(), MAX_SYMBOL.bit_length())
-        self.uint(last, (1 << last.bit_length()) - 1)
-        # Finer levels fit better and cost more: the two balance near n / (25 * symbols) = 4**r.
-        finest = isqrt(int(counts.sum()) // (25 * len(counts)))
-        resolution = min(_MAX_RESOLUTION, finest.bit_length())
-        octaves = np.log2(np.maximum(counts, 1) / counts.max()) + _OCTAVES
-        levels = np.rint(octaves * 2**resolution).astype(np.int64)
-        levels = np.append(np.where(counts, np.maximum(levels, 1), 0), 0)[: max(2, len(counts))]
-        steps, span = np.diff(levels), _OCTAVES << resolution
-        size = np.abs(steps).sum() * _STEP_BITS + steps.size * _STEP_START
-        slope = int(np.argmin(size))
-        self.uint(resolution, _MAX_RESOLUTION)
-        self.uint(slope, _SLOPES - 1)
-        self.uint(int(levels[0]), span)
-        self._put(steps + span, _laplace(span, slope))
-        return _table_model(levels, resolution)
+    def _symbols(self, values: NDArray[Any], sizes: Ints) -> None:
+        """Add symbols, the first of `sizes` with one table, the next with another, and so on.
+
+        A table is the last symbol that occurs and then, for each symbol up to that, the change in
+        the rounded logarithm of its count. If the last is 0, the symbols need no coding.
+        """
+        width = int(values.max()) + 1
+        tables = np.repeat(np.arange(0, width * len(sizes), width), sizes)
+        counts = np.bincount(tables + values, minlength=width * len(sizes)).reshape(-1, width)
+        last = width - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
+        resolution = _resolution(sizes, last)
+        span = _OCTAVES << resolution
+        octaves = np.log2(np.maximum(counts, 1) / counts.max(axis=1, keepdims=True)) + _OCTAVES
+        levels = np.rint(octaves * (1 << resolution)[:, None]).astype(np.int64)
+        levels = np.where(counts, np.maximum(levels, 1), 0)
+        steps = np.diff(levels, prepend=span[:, None])
+        steps[np.arange(width) > last[:, None]] = 0
+        size = np.abs(steps).sum(axis=1)[:, None] * _STEP_BITS + (last[:, None] + 1) * _STEP_START
+        slope = np.argmin(size, axis=1)
+
+        self._put(_octave(last) + 1, _geometric(2))
+        self._put(slope[last > 0], _uniform(3))
+        ends = np.cumsum(sizes)
+        for i in np.flatnonzero(last):
+            top = 1 << int(last[i]).bit_length() - 1
+            self.uint(int(last[i]) - top, top - 1)
+            self._put(steps[i, : last[i] + 1] + span[i], _laplace(int(span[i]), int(slope[i])))
+            model = _table_model(levels[i, : last[i] + 1], int(resolution[i]))
+            self._put(values[ends[i] - sizes[i] : ends[i]], model)
 
     def integers(self, values: NDArray[Any], contexts: NDArray[Any] | None = None) -> None:
         """Add integers in ``[0, MAX_INTEGER]`` at the cost of their entropy and small tables.
@@ -197,20 +217,22 @@ class Encoder:
         values : ndarray of int, shape (n,)
             The integers; small ones should be the frequent ones.
         contexts : ndarray of int, shape (n,), optional
-            Small integers: which table each is coded with. The decoder must know it already.
+            Integers below 256: which table each is coded with. The decoder must know it already.
         """
         if not values.size:
             return
-        parts = [part for group in _groups(contexts) if (part := values[group]).size]
-        shifts = [max(0, int(part.mean()).bit_length() - 4) for part in parts]
-        high = np.concatenate([*map(np.right_shift, parts, shifts)])
+        order, sizes = _by_context(contexts, values.size)
+        high = values[order]
+        means = np.add.reduceat(high, _starts(sizes)) // sizes
+        shifts = np.maximum(0, _octave(means) - 3)
+        self._put(shifts, _geometric(1))
+        for shift, end, size in zip(shifts.tolist(), np.cumsum(sizes), sizes, strict=True):
+            if shift:
+                self.bits(high[end - size : end], shift)
+        if shifts.any():
+            high = high >> np.repeat(shifts, sizes)
         tokens, large, widths = _tokens(high)
-        end = 0
-        for part, shift in zip(parts, shifts, strict=True):
-            start, end = end, end + part.size
-            self.uint(shift, _MAX_SHIFT)
-            self.symbols(tokens[start:end])
-            self.bits(part, shift)
+        self._symbols(tokens, sizes)
         for width in np.flatnonzero(np.bincount(widths)):
             self.bits(high[large[widths == width]], int(width))
 
@@ -274,35 +296,45 @@ class Decoder:
 
     def symbols(self, size: int, limit: int) -> Symbols:
         """Read `size` integers in ``[0, limit]``."""
-        return self._get(size, self._table(limit)) if size else np.zeros(0, np.int32)
+        sizes = np.full(min(size, 1), size)
+        return self._symbols(sizes, np.full_like(sizes, limit))
 
-    def _table(self, limit: int) -> Any:
-        last = self.uint((1 << self.uint(MAX_SYMBOL.bit_length())) - 1)
-        if last > min(limit, MAX_SYMBOL):
-            raise PayloadError(f"a table for symbols to {last}: at most {limit}")
-        resolution = self.uint(_MAX_RESOLUTION)
-        slope = self.uint(_SLOPES - 1)
+    def _symbols(self, sizes: Ints, limits: Ints) -> Symbols:
+        """Read symbols, the first of `sizes` with one table, the next with another, and so on."""
+        lengths = self._get(len(sizes), _geometric(2))
+        slopes = iter(self._get(int(np.count_nonzero(lengths)), _uniform(3)))
+        parts = [np.zeros(0, np.int32)]
+        for size, limit, length in zip(sizes, limits, lengths.tolist(), strict=True):
+            top = 1 << length >> 1
+            last = top + self.uint(max(0, top - 1))
+            if last > min(limit, MAX_SYMBOL):
+                raise PayloadError(f"a table for symbols to {last}: at most {limit}")
+            if last:
+                parts.append(self._get(size, self._table(size, last, int(next(slopes)))))
+            else:
+                parts.append(np.zeros(size, np.int32))
+        return np.concatenate(parts)
+
+    def _table(self, size: int, last: int, slope: int) -> Any:
+        resolution = int(_resolution(np.array(size), np.array(last)))
         span = _OCTAVES << resolution
-        first = self.uint(span)
-        steps = self._get(max(1, last), _laplace(span, slope)) - span
-        levels = np.cumsum(np.append(first, steps))
+        steps = self._get(last + 1, _laplace(span, slope)) - span
+        levels = span + np.cumsum(steps, dtype=np.int64)
         if levels.min() < 0 or levels.max() > span:
             raise PayloadError("a table of probabilities leaves its range")
         return _table_model(levels, resolution)
 
     def integers(self, size: int, limit: int, contexts: NDArray[Any] | None = None) -> Ints:
         """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
-        groups, highs, shifts, lows = [], [], [], []
-        for group in _groups(contexts):
-            length = size if contexts is None else int(np.count_nonzero(group))
-            if length:
-                shift = self.uint(_MAX_SHIFT)
-                last = int(_tokens(np.array([limit >> shift]))[0][0])
-                groups.append(group)
-                shifts.append(shift)
-                highs.append(self.symbols(length, last))
-                lows.append(self.bits(length, shift) if shift else 0)
-        tokens = np.concatenate([np.zeros(0, np.int32), *highs])
+        values = np.zeros(size, np.int64)
+        if not size:
+            return values
+        order, sizes = _by_context(contexts, size)
+        shifts = self._get(len(sizes), _geometric(1)).astype(np.int64)
+        low = [
+            self.bits(n, shift) for n, shift in zip(sizes, shifts.tolist(), strict=True) if shift
+        ]
+        tokens = self._symbols(sizes, _tokens(limit >> shifts)[0])
         large = np.flatnonzero(tokens >= 16)
         high = tokens.astype(np.int64)
         widths = high[large] // 4 - 2
@@ -310,12 +342,13 @@ class Decoder:
         for width in np.flatnonzero(np.bincount(widths)):
             of_width = large[widths == width]
             high[of_width] |= self.bits(len(of_width), int(width))
-        values, end = np.zeros(size, np.int64), 0
-        for group, shift, tokens, low in zip(groups, shifts, highs, lows, strict=True):
-            start, end = end, end + tokens.size
-            values[group] = high[start:end] << shift | low
-        if size and values.max() > limit:
-            raise PayloadError(f"{values.max()} is out of range: at most {limit}")
+        if low:
+            shift = np.repeat(shifts, sizes)
+            high <<= shift
+            high[shift > 0] |= np.concatenate(low)
+        if high.max() > limit:
+            raise PayloadError(f"{high.max()} is out of range: at most {limit}")
+        values[order] = high
         return values
 
 

@@ -121,6 +121,15 @@ def test_a_table_of_near_uniform_bytes_is_small() -> None:
     assert 100_000 - 100 < len(encoder.finish()) < 100_200
 
 
+def test_zeros_cost_nothing_and_an_empty_stream_stands_for_them() -> None:
+    encoder = Encoder()
+    encoder.integers(np.zeros(1000, np.int64), np.arange(1000) % 5)
+    assert encoder.finish() == b""
+    decoder = Decoder(memoryview(b""))
+    assert not decoder.integers(1000, 7, np.arange(1000) % 5).any()
+    decoder.finish()
+
+
 def test_contexts_are_coded_apart() -> None:
     # Two contexts that are each constant cost nothing; together they would cost a bit each.
     contexts = np.random.default_rng(2).integers(0, 2, 80_000)
@@ -257,7 +266,7 @@ def test_a_stream_that_is_cut_or_extended_is_refused() -> None:
     encoder = Encoder()
     encoder.integers(np.random.default_rng(6).integers(0, 1000, 500))
     data = encoder.finish()
-    for damaged in (data[:-1], data[:-4], data[4:], data + b"\1", data + b"\0", data + data, b""):
+    for damaged in (data[:-1], data[:-4], data[4:], data + b"\1", data + b"\0", data + data):
         with pytest.raises(PayloadError):
             read_integers(damaged)
 
