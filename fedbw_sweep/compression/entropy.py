@@ -182,9 +182,9 @@ class Encoder:
         A table is the last symbol that occurs and then, for each symbol up to that, the change in
         the rounded logarithm of its count. If the last is 0, the symbols need no coding.
         """
-        width = int(values.max()) + 1
-        tables = np.repeat(np.arange(0, width * len(sizes), width), sizes)
-        counts = np.bincount(tables + values, minlength=width * len(sizes)).reshape(-1, width)
+        width, ends = int(values.max()) + 1, np.cumsum(sizes)
+        parts = [values[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        counts = np.array([np.bincount(part, minlength=width) for part in parts])
         last = width - 1 - np.argmax(counts[:, ::-1] > 0, axis=1)
         resolution = _resolution(sizes, last)
         span = _OCTAVES << resolution
@@ -198,13 +198,11 @@ class Encoder:
 
         self._put(_octave(last) + 1, _geometric(2))
         self._put(slope[last > 0], _uniform(3))
-        ends = np.cumsum(sizes)
         for i in np.flatnonzero(last):
             top = 1 << int(last[i]).bit_length() - 1
             self.uint(int(last[i]) - top, top - 1)
             self._put(steps[i, : last[i] + 1] + span[i], _laplace(int(span[i]), int(slope[i])))
-            model = _table_model(levels[i, : last[i] + 1], int(resolution[i]))
-            self._put(values[ends[i] - sizes[i] : ends[i]], model)
+            self._put(parts[i], _table_model(levels[i, : last[i] + 1], int(resolution[i])))
 
     def integers(self, values: NDArray[Any], contexts: NDArray[Any] | None = None) -> None:
         """Add integers in ``[0, MAX_INTEGER]`` at the cost of their entropy and small tables.

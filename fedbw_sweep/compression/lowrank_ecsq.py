@@ -73,27 +73,29 @@ class _Factors:
         # The entries of a unit vector of n have mean square 1 / n.
         spread = np.array([[_rounded_log2(n)] for n in shape])
         self.classes = np.clip(gain + 8 - spread, 0, CLASSES - 1)  # of scale: (2, rank)
+        self.threshold, self.shift = THRESHOLD[self.classes], SHIFT[self.classes]
+        self.shrink = np.exp2(-0.5 * gain).astype(np.float32)
         self.levels = np.zeros((sum(shape), len(gain)), np.int32)  # the left above the right
         self.parts = self.levels[: shape[0]], self.levels[shape[0] :]
 
     def unit(self, side: int) -> FloatVector:
         """Return one factor with the gains divided out."""
-        factor = dequantise(self.parts[side], SHIFT[self.classes[side]])
-        factor *= np.exp2(-0.5 * self.gain).astype(np.float32)
+        factor = dequantise(self.parts[side], self.shift[side])
+        factor *= self.shrink
         return factor
 
     def fit(self, side: int, matrix: FloatVector) -> None:
         """Quantise the factor that, given the other, best completes the transposed matrix."""
         other = self.unit(1 - side)
         gram = other.T @ other
-        gram[np.diag_indices(len(gram))] += 1e-5
+        gram.flat[:: len(gram) + 1] += 1e-5
         inverse: FloatVector = np.linalg.inv(gram).astype(np.float32)
         best: FloatVector = matrix.T @ other @ (inverse / self.step)
-        self.parts[side][:] = quantise(best, THRESHOLD[self.classes[side]])
+        self.parts[side][:] = quantise(best, self.threshold[side])
 
     def product(self) -> FloatVector:
         """Return the matrix in steps of the update."""
-        right = dequantise(self.parts[1], SHIFT[self.classes[1]]) * self.step
+        right = dequantise(self.parts[1], self.shift[1]) * self.step
         matrix: FloatVector = self.unit(0) @ right.T
         return matrix
 
@@ -144,7 +146,7 @@ class _Spectrum:
         gain = np.clip(np.rint(2 * octaves), 0, _MAX_GAIN).astype(np.int64)
         part = _Factors(matrix.shape, coarseness, np.minimum.accumulate(gain))
         start = left[:, :rank] * (np.float32(scale) / part.step)
-        part.parts[0][:] = quantise(start, THRESHOLD[part.classes[0]])
+        part.parts[0][:] = quantise(start, part.threshold[0])
         part.fit(1, matrix)
         for _ in range(_REFITS):  # each side again, to suit the other as it was rounded
             part.fit(0, matrix.T)
@@ -178,15 +180,18 @@ def _choose_rank(
     rest = np.maximum(energy - np.append(0, np.cumsum(values**2)), 0) / size  # (most + 1,)
     half_octaves = np.rint(2 * np.log2(np.maximum(1, _COARSENESS * np.sqrt(rest))))
     half_octaves = np.minimum(half_octaves, _MAX_COARSENESS)
-    step = 2 ** (half_octaves / 2)
-    square = np.tril((values / step[:, None]) ** 2, -1)  # (most + 1, most): components below rank
-    bits, error = np.zeros(len(step)), np.zeros(len(step))
+    # Few coarsenesses occur; at each, what the components up to every rank cost together.
+    kinds, kind = np.unique(half_octaves, return_inverse=True)
+    step = 2 ** (kinds[:, None] / 2)
+    bits, error = np.zeros((2, len(kinds), len(rest)))
     for n in (rows, cols):
-        each_bits, each_error = _cost(square / n)
-        bits += n * each_bits.sum(1)
-        error += n * each_error.sum(1) * step**2
+        each_bits, each_error = _cost(np.square(values / step) / n)
+        bits[:, 1:] += n * np.cumsum(each_bits, axis=1)
+        error[:, 1:] += n * np.cumsum(each_error, axis=1) * step**2
+    ranks = np.arange(len(rest))
+    bits, error = bits[kind, ranks], error[kind, ranks]
     rest_bits, rest_error = _cost(rest + error / size)
-    price = size * rest_error + _PRICE * (size * rest_bits + bits + 4 * np.arange(len(step)))
+    price = size * rest_error + _PRICE * (size * rest_bits + bits + 4 * ranks)
     rank = int(np.argmin(price))
     return rank, int(half_octaves[rank])
 
