@@ -35,7 +35,7 @@ def test_same_bits_where_exponents_are_common_and_rare() -> None:
 
 def test_nearly_nothing_for_constants() -> None:
     assert len(payload_of(np.zeros(1_000_000, np.float32), 1_000_000)) < 40
-    assert len(payload_of(np.full(1_000_000, -0.1, np.float32), 1_000_000)) < 300
+    assert len(payload_of(np.full(1_000_000, -0.1, np.float32), 1_000_000)) < 320
 
 
 def test_random_mantissas_cost_their_bits() -> None:
