@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,10 @@ from tempfile import mkdtemp
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
+from pyarrow import csv
 
 from fedbw_sweep.config import SCHEMA_VERSION, RunConfig
 from fedbw_sweep.errors import ResultsError
@@ -35,8 +40,8 @@ class Column:
 
 RESULTS_COLUMNS: Mapping[str, Column] = {
     "run_id": Column("string", "hash of the run's science config and the schema version"),
-    "status": Column("string", "done or failed"),
-    "error": Column("string", "why a failed run failed"),
+    "status": Column("string", "done or failed; missing, in a report, if nothing was recorded"),
+    "error": Column("string", "why a failed run failed, or nothing was recorded"),
     "clients_per_round": Column("Int64", "clients sampled each round: max(1, floor(f x n))"),
     "model_parameters": Column("Int64", "coordinates of the vector that travels"),
     "dense_message_bytes": Column("Int64", "payload bytes of one message sent dense in fp32"),
@@ -58,6 +63,7 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "perplexity": Column("Float64", "exp(loss)"),
     "bits_per_byte": Column("Float64", "held-out loss in bits per UTF-8 byte of text"),
     "model_hash": Column("string", "SHA-256 of the final model's arrays"),
+    "schema_version": Column("Int64", "version of the recorded files"),
 }
 """Columns of ``results.csv`` beside the run's configuration, which `config_columns` names."""
 
@@ -186,13 +192,27 @@ def read_status(folder: Path) -> dict[str, Any] | None:
             status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ResultsError(f"{folder / STATUS} is damaged: {error}; delete {folder}") from None
-        if status.get("schema_version") != SCHEMA_VERSION:
+        written_by = status.get("schema_version") if isinstance(status, dict) else None
+        if written_by != SCHEMA_VERSION:
             raise ResultsError(
-                f"{folder} has schema version {status.get('schema_version')}, this version reads "
+                f"{folder} has schema version {written_by}, this version reads "
                 f"{SCHEMA_VERSION}; use another sweep folder (sweep=<name>)"
             )
         return dict(status)
     return None
+
+
+def announce(configs: Iterable[RunConfig], sweep_dir: Path) -> None:
+    """Leave a folder with only ``config.yaml`` for each run to do.
+
+    Without it, a run whose process is killed would be missing without a trace.
+    """
+    for config in configs:
+        folder = sweep_dir / config.run_id
+        with suppress(FileExistsError):
+            folder.mkdir()
+            text = yaml.dump(config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def is_done(config: RunConfig, sweep_dir: Path) -> bool:
@@ -216,7 +236,7 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if folder.name.startswith(".") or (status := read_status(folder)) is None:
             continue
         science = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        own = {key: status[key] for key in ("run_id", "status", "error")}
+        own = {key: status[key] for key in ("run_id", "status", "error", "schema_version")}
         rows.append({**config_columns(science), **own, **status["summary"]})
         dtypes = {name: column.dtype for name, column in ROUNDS_COLUMNS.items()}
         own_rounds = pd.read_csv(folder / ROUNDS, dtype=dtypes)
@@ -250,3 +270,346 @@ def _write_atomically(table: pd.DataFrame, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What was read from any number of places, each run once.
+
+    Attributes
+    ----------
+    results : pandas.DataFrame
+        A row per run: its configuration, `RESULTS_COLUMNS`, then ``source``, where it was read.
+        Settings that are whole numbers in every run are Int64, other numbers Float64, truth values
+        boolean, all else string.
+    rounds : pandas.DataFrame
+        A row per run and round, `ROUNDS_COLUMNS`.
+    messages : pandas.DataFrame
+        A row per message: ``run_id``, then `MESSAGES_COLUMNS`. None of runs known only from a CSV.
+    configs : mapping of str to dict
+        The science config of each run that has a folder, by ``run_id``, as in ``config.yaml``.
+    environments : dict of str to dict
+        Versions and execution settings of each run that has a folder, by ``run_id``.
+    notes : list of str
+        What was odd but tolerated.
+    """
+
+    results: pd.DataFrame
+    rounds: pd.DataFrame
+    messages: pd.DataFrame
+    configs: Mapping[str, Mapping[str, Any]]
+    environments: Mapping[str, Mapping[str, Any]]
+    notes: list[str]
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Return the results of every run found in `paths`; see `load_records`."""
+    return load_records(paths, messages=False).results
+
+
+def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = True) -> Records:
+    """Read runs from run folders, sweep folders, any folder above them, and ``results.csv`` files.
+
+    A run recorded in several places is taken once, a run folder before a CSV and a finished run
+    before a failed one. A folder without ``status.json`` is a run of status ``missing``.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Where to look. The rounds of a run known only from a CSV are in the file beside it whose
+        name says ``rounds`` for ``results``.
+    messages : bool
+        Whether to read every run's ``messages.parquet`` as well, the largest of the files.
+
+    Raises
+    ------
+    ResultsError
+        If a path does not exist or holds no run, a file was written by another schema version or
+        not by this program, or one run is recorded with different numbers in two places.
+    """
+    folders, tables = _find([paths] if isinstance(paths, str | Path) else paths)
+    notes: list[str] = []
+    found = []
+    for table in tables:
+        try:
+            found.append(_read_csv_runs(table, notes))
+        except ResultsError as error:
+            if table.parent not in {folder.parent for folder in folders}:
+                raise
+            notes.append(f"{error}; read the run folders beside it instead")
+    settings = _settings_by_run(found)
+    environments, own = {}, []
+    for folder in folders:
+        row, environment = _read_run(folder, notes)
+        own.append(row)
+        if environment is not None:
+            environments[row["run_id"]] = environment
+    folder_of = {row["run_id"]: Path(row["source"]) for row in own}
+    rows = pd.concat([_results_frame(own), *(f[_RESULTS_AND_SOURCE] for f in found)])
+    results = _each_run_once(rows.reset_index(drop=True), notes)
+    configs = _Configs(folder_of)
+    for run in results["run_id"]:
+        if run not in settings:
+            try:
+                settings[run] = config_columns(configs[run])
+            except (ResultsError, OSError) as error:
+                settings[run] = {}
+                notes.append(f"run {run}: its settings are unknown: {error}")
+    names = dict.fromkeys(name for run in results["run_id"] for name in settings[run])
+    names = dict.fromkeys([*AXES, "seed", *sorted(set(names) - {*AXES, "seed"})])
+    columns = {
+        name: _typed(
+            pd.Series([settings[run].get(name) for run in results["run_id"]], dtype=object)
+        )
+        for name in names
+    }
+    results = pd.concat([pd.DataFrame(columns), results], axis=1)
+    results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
+    from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
+    return Records(
+        results,
+        _load_rounds(results, from_folder, notes),
+        _load_messages(from_folder if messages else {}),
+        configs,
+        environments,
+        notes,
+    )
+
+
+_RESULTS_AND_SOURCE = [*RESULTS_COLUMNS, "source"]
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+_NULLABLE: Mapping[pa.DataType, Any] = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+    pa.string(): pd.StringDtype(),
+    pa.null(): pd.StringDtype(),
+}
+_ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.string()}
+
+
+class _Configs(Mapping[str, Mapping[str, Any]]):
+    """Each run's ``config.yaml``, read when asked for: parsing 10,000 takes seconds."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+
+    def __getitem__(self, run_id: str) -> Mapping[str, Any]:
+        path = self._folders[run_id] / CONFIG
+        try:
+            config = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ResultsError(f"{path} is damaged: {error}") from None
+        if not isinstance(config, dict):
+            raise ResultsError(f"{path} is damaged: it is not a mapping of settings")
+        return config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+
+def _find(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Return the run folders and the tables of results in `paths`, each once."""
+    folders: dict[Path, Path] = {}
+    tables: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        before = len(folders) + len(tables)
+        if path.is_file():
+            tables[path.resolve()] = path
+        elif not path.exists():
+            raise ResultsError(f"{path} does not exist; give run folders, sweep folders or CSVs")
+        for root, names, files in os.walk(path):
+            folder = Path(root)
+            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(folder.resolve().name)):
+                folders[folder.resolve()] = folder
+                names.clear()
+                continue
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            if RESULTS in files:
+                tables[(folder / RESULTS).resolve()] = folder / RESULTS
+        seen = path.resolve()
+        if before == len(folders) + len(tables) and not any(
+            other.is_relative_to(seen) for other in [*folders, *tables]
+        ):
+            raise ResultsError(f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it")
+    return list(folders.values()), list(tables.values())
+
+
+def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a run folder's row of results and its environment."""
+    try:
+        status = read_status(folder)
+        reason = f"was announced but never recorded: run the sweep again, or delete {folder}"
+    except ResultsError as error:
+        if "damaged" not in str(error):
+            raise
+        status, reason = None, str(error)
+        notes.append(reason)
+    if status is None:
+        run_id = folder.resolve().name
+        row = {"run_id": run_id, "status": "missing", "error": reason, "source": str(folder)}
+        return row, None
+    own = {key: status.get(key) for key in ("run_id", "status", "error", "schema_version")}
+    summary = status.get("summary") or {}
+    known = {name: value for name, value in summary.items() if name in RESULTS_COLUMNS}
+    return {**known, **own, "source": str(folder)}, status.get("environment") or {}
+
+
+def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows), columns=_RESULTS_AND_SOURCE, dtype=object)
+    dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
+    return table.astype({**dtypes, "source": "string"})
+
+
+def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
+    """Read a table of results, wherever it came from; its settings come first."""
+    table = _parse_csv(path, _read_whole_lines(path, notes), RESULTS_COLUMNS)
+    versions = set(table["schema_version"].dropna()) | (
+        {None} if table["schema_version"].isna().any() else set()
+    )
+    if versions - {SCHEMA_VERSION}:
+        listed = ", ".join(sorted(map(str, versions)))
+        raise ResultsError(
+            f"{path} has rows of schema version {listed}, this version reads {SCHEMA_VERSION}; "
+            "leave the others out or run them again"
+        )
+    again = int(table.duplicated().sum())
+    if again:
+        notes.append(f"{path}: {again} row(s) stand there twice; each counts once")
+    return table.drop_duplicates(ignore_index=True).assign(source=str(path))
+
+
+def _read_whole_lines(path: Path, notes: list[str]) -> bytes:
+    """Return a CSV's bytes up to its last whole line; every file we write ends with one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}") from None
+    if not data or data.endswith(b"\n"):
+        return data
+    end = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, end) % 2:  # a line end inside a quoted error is not a row's
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    notes.append(f"{path}: its last line is cut off and was left out; copy the file again")
+    return data[:end]
+
+
+def _parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Parse a CSV that must have `columns` and may have others."""
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(data),
+            parse_options=csv.ParseOptions(newlines_in_values=b'"' in data),
+            convert_options=csv.ConvertOptions(
+                column_types={name: _ARROW[column.dtype] for name, column in columns.items()},
+                null_values=[""],  # "none" is a compression method
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise ResultsError(f"{path} cannot be read as a CSV of this version: {error}") from None
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ResultsError(
+            f"{path} has no column {', '.join(missing)}: it is not a CSV of fedbw_sweep, or of "
+            "another version; docs/columns.md lists the columns"
+        )
+    frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
+    return frame.astype({name: column.dtype for name, column in columns.items()})
+
+
+def _settings_by_run(tables: Iterable[pd.DataFrame]) -> dict[str, dict[str, Any]]:
+    """Return the settings of the runs in CSVs. A ``run_id`` is a hash of them: any CSV will do."""
+    settings: dict[str, dict[str, Any]] = {}
+    for table in tables:
+        own = table.drop(columns=_RESULTS_AND_SOURCE).astype(object)
+        rows: list[dict[str, Any]] = own.where(own.notna(), None).to_dict("records")  # type: ignore[assignment]
+        settings.update(zip(table["run_id"], rows, strict=True))
+    return settings
+
+
+def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Keep the best record of each run.
+
+    Raises
+    ------
+    ResultsError
+        If a run was finished twice with different numbers.
+    """
+    rank = rows["status"].map({"done": 0, "failed": 1}).fillna(2)
+    rows = rows.iloc[rank.argsort(kind="stable")]
+    again = rows.duplicated("run_id")
+    first = rows[~again].set_index("run_id")
+    other = rows[again & (rows["status"] == "done")]
+    kept = first.loc[other["run_id"]].reset_index()
+    other = other.reset_index(drop=True)
+    for name in RESULTS_COLUMNS:
+        equal = (other[name] == kept[name]).fillna(False) | (other[name].isna() & kept[name].isna())
+        if not equal.all():
+            at = int((~equal).to_numpy().argmax())
+            raise ResultsError(
+                f"run {kept['run_id'][at]} has {name} {kept[name][at]} in {kept['source'][at]} and "
+                f"{other[name][at]} in {other['source'][at]}: leave one of them out"
+            )
+    superseded = rows[again & (rows["status"] == "failed")]
+    for run, source in superseded[["run_id", "source"]].itertuples(index=False):
+        if first.loc[run, "status"] == "done":
+            notes.append(f"run {run} failed in {source} and is done in {first.loc[run, 'source']}")
+    return rows[~again].reset_index(drop=True)
+
+
+def _typed(values: pd.Series) -> pd.Series:
+    """Give a setting's column the type all its values have in common."""
+    kinds = {type(value) for value in values if value is not None}
+    for allowed, dtype in (({int}, "Int64"), ({int, float}, "Float64"), ({bool}, "boolean")):
+        if kinds and kinds <= allowed:
+            return values.astype(pd.api.types.pandas_dtype(dtype))
+    return values.astype("string")
+
+
+def _load_rounds(
+    results: pd.DataFrame, folders: Mapping[str, Path], notes: list[str]
+) -> pd.DataFrame:
+    """Read the rounds of every run; files with the same header are parsed as one, for speed."""
+    alike: dict[bytes, list[tuple[str, Path, bytes]]] = defaultdict(list)
+    for run, folder in folders.items():
+        path = folder / ROUNDS
+        if path.exists():
+            header, _, body = _read_whole_lines(path, notes).partition(b"\n")
+            alike[header].append((run, path, body))
+        elif (folder / STATUS).exists():
+            notes.append(f"run {run}: {path} is missing, so its rounds are unknown")
+    own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
+    parts = [frame([], ROUNDS_COLUMNS)]
+    for header, files in alike.items():
+        data = b"\n".join([header, b"".join(body for _, _, body in files)])
+        part = _parse_csv(files[0][1], data, own)
+        lengths = [body.count(b"\n") for _, _, body in files]
+        runs = pd.Series([run for run, _, _ in files], dtype="string")
+        part["run_id"] = runs.repeat(lengths).to_numpy()
+        parts.append(part[list(ROUNDS_COLUMNS)])
+    elsewhere = results[~results["run_id"].isin(list(folders))]
+    for source, runs in elsewhere.groupby("source")["run_id"]:
+        table = Path(str(source))
+        path = table.with_name(table.name.replace("results", "rounds"))
+        if path == table or not path.exists():
+            notes.append(f"{source} has no {path.name} beside it, so its rounds are unknown")
+            continue
+        part = _parse_csv(path, _read_whole_lines(path, notes), ROUNDS_COLUMNS)
+        part = part.loc[part["run_id"].isin(runs), list(ROUNDS_COLUMNS)]
+        parts.append(part.drop_duplicates(["run_id", "round"]))
+    rounds = pd.concat(parts, ignore_index=True)
+    return rounds.astype({name: column.dtype for name, column in ROUNDS_COLUMNS.items()})
+
+
+def _load_messages(folders: Mapping[str, Path]) -> pd.DataFrame:
+    parts = [frame([], MESSAGES_COLUMNS).assign(run_id=pd.Series(dtype="string"))]
+    for run, folder in folders.items():
+        if (folder / MESSAGES).exists():
+            part = pq.read_table(folder / MESSAGES, partitioning=None).to_pandas()
+            parts.append(part.assign(run_id=run))
+    messages = pd.concat(parts, ignore_index=True)
+    dtypes = {"run_id": "string", **{n: column.dtype for n, column in MESSAGES_COLUMNS.items()}}
+    return messages[list(dtypes)].astype(dtypes)

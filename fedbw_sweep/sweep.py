@@ -35,7 +35,7 @@ from fedbw_sweep.report.table import (
     summary_table,
     varying_settings,
 )
-from fedbw_sweep.results import collect, config_columns, is_done
+from fedbw_sweep.results import announce, collect, config_columns, is_done
 
 FIGURE = "loss_against_bytes.png"
 
@@ -257,6 +257,7 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
         needs[str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))] = cell
     for cell in needs.values():
         check(cell)
+    announce(todo, folder)
 
 
 def _start(config: RunConfig) -> None:
