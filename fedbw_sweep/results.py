@@ -513,8 +513,8 @@ def _parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Dat
         raise ResultsError(f"{path} cannot be read as a CSV of this version: {error}") from None
     if missing := [name for name in columns if name not in table.column_names]:
         raise ResultsError(
-            f"{path} has no column {', '.join(missing)}: it is not a CSV of fedbw_sweep, or of "
-            "another version; docs/columns.md lists the columns"
+            f"{path} has no column {', '.join(missing)}: written by another version, or not by "
+            "fedbw_sweep; docs/columns.md lists the columns"
         )
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
     return frame.astype({name: column.dtype for name, column in columns.items()})

@@ -1,91 +1,232 @@
-"""Figures: held-out loss against bytes sent, and codecs' error against bits."""
+"""Figures for papers: loss against bytes, the Pareto front, where bytes go, codecs' error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from fedbw_sweep.report.table import MB, varying_settings
+from fedbw_sweep.report.table import MB, run_labels, varying_settings
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers."""
 MARKERS = "os^Dv*P"
 LINES = "-", "--", "-."
 
+NAMED = 10
+"""Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
 
-def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, path: Path) -> None:
-    """Draw held-out loss against cumulative uplink payload, a line per run, and save it.
+TENSORS = 20
+"""Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
-    Runs that differ only in their seed share a colour. Round 0, which has sent nothing, is left out
-    of the logarithmic axis.
+UPLINK = "uplink payload (MB = $10^6$ bytes, log scale)"
+BOTH = "payload both ways (MB, log scale)"
+LOSS = "held-out loss (nats per token)"
+GREY = "0.75"
+
+
+def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """Average each cell's finished runs over seeds, round by round.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cell`` (its label), ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over
+        seeds, in MB: ``up`` and ``down`` of the round, ``sent_up`` and ``sent`` up to it; sorted by
+        cell as in `results`, then round.
+    """
+    done = results[results["status"] == "done"]
+    settings = [name for name in varying_settings(results) if name != "seed"]
+    labels = run_labels(done, settings)
+    cells = list(dict.fromkeys(labels))
+    code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
+    own = rounds[rounds["run_id"].isin(done["run_id"])]
+    numbers = pd.DataFrame(
+        {
+            "cell": own["run_id"].map(code).to_numpy(int),
+            "round": own["round"].to_numpy(int),
+            "loss": own["loss"].to_numpy(float),
+            "up": own["uplink_bytes"].to_numpy(float) / MB,
+            "down": own["downlink_bytes"].to_numpy(float) / MB,
+            "sent_up": own["cumulative_uplink_bytes"].to_numpy(float) / MB,
+            "sent": own["cumulative_bytes"].to_numpy(float) / MB,
+        }
+    )
+    grouped = numbers.groupby(["cell", "round"])
+    curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
+    return curves.assign(cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)))
+
+
+def pareto(final: pd.DataFrame, cost: str) -> pd.Series:
+    """Say which rows no other row beats in both `cost` and ``loss``."""
+    ordered = final.sort_values([cost, "loss"], kind="stable")
+    best = ordered["loss"].cummin().shift(fill_value=np.inf)
+    return (ordered["loss"] < best).reindex(final.index)
+
+
+def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+    """Draw held-out loss against cumulative payload, uplink and both ways, and save it.
+
+    A line is the mean over seeds, its band one standard deviation on either side. Round 0, which
+    has sent nothing, is left out of the logarithmic axis.
 
     Parameters
     ----------
     results, rounds : pandas.DataFrame
         Rows of ``results.csv`` and ``rounds.csv``.
-    path : pathlib.Path
+    *paths : pathlib.Path
+        Where to save; the suffix chooses the format.
+    """
+    curves = cell_curves(results, rounds)
+    with _figure(paths, columns=2, share_y=True) as panels:
+        for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
+            shown = curves[curves[sent] > 0]
+            _lines(axes, shown, sent, "loss", named_cells(curves))
+            axes.set(xscale="log", xlabel=f"cumulative {label}")
+        panels[0].set_ylabel(LOSS)
+        _legend(panels)
+
+
+def pareto_front(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+    """Draw each cell's final loss against its total payload; dominated cells are grey.
+
+    Parameters are those of `loss_against_bytes`. Bars are one standard deviation over seeds.
+    """
+    final = _final(cell_curves(results, rounds))
+    with _figure(paths, columns=2, share_y=True) as panels:
+        for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
+            shown = final[final[sent] > 0]
+            front = pareto(shown, sent)
+            rest = shown[~front]
+            axes.errorbar(
+                rest[sent], rest["loss"], rest["sd"], fmt="o", color=GREY, markersize=4,
+                linewidth=0.8, label="dominated" if len(rest) else "_", rasterized=len(rest) > 500,
+            )  # fmt: skip
+            best = shown[front].sort_values(sent)
+            axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
+            styles = _styles(final, named_cells(final))
+            for cell, point in best.set_index("cell").iterrows():
+                colour, marker, _ = styles.get(str(cell), ("0.4", "o", "-"))
+                axes.errorbar(
+                    point[sent], point["loss"], point["sd"], fmt=marker, color=colour,
+                    markersize=6, linewidth=0.8, label=str(cell) if str(cell) in styles else "_",
+                )  # fmt: skip
+            axes.set(xscale="log", xlabel=f"total {label}")
+        panels[0].set_ylabel(LOSS)
+        _legend(panels)
+
+
+def bytes_by_round(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+    """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
+    curves = cell_curves(results, rounds)
+    shown = curves[curves["round"] > 0]
+    with _figure(paths, columns=2, share_y=True) as panels:
+        for axes, direction in zip(panels, ("up", "down"), strict=True):
+            _lines(axes, shown[shown[direction] > 0], direction, direction, named_cells(curves))
+            axes.set(yscale="log", title=f"{direction}link")
+            axes.set_xlabel("communication round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("payload (MB per round, log scale)")
+        _legend(panels)
+
+
+def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> None:
+    """Draw where the uplink bytes are: a bar per tensor, split into values, indices, tables.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    parts : pandas.DataFrame
+        Columns ``run_id``, ``tensor``, ``part`` and ``bytes``, sums over a run.
+    *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
     settings = [name for name in varying_settings(results) if name != "seed"]
-    sent = rounds[rounds["cumulative_uplink_bytes"] > 0]
-    styles: dict[str, int] = {}
-    with _figure(path) as axes:
-        for _, run in results.iterrows():
-            line = sent[sent["run_id"] == run["run_id"]]
-            present = [name for name in settings if not pd.isna(run[name])]
-            label = ", ".join(
-                str(run[name]) if name == "compression" else f"{name}={run[name]}"
-                for name in present
-            )
-            seen = label in styles
-            style = styles.setdefault(label, len(styles))
-            axes.plot(
-                line["cumulative_uplink_bytes"] / MB,
-                line["loss"].astype(float),
-                color=COLOURS[style % len(COLOURS)],
-                marker=_marker(style),
-                markersize=4,
-                linewidth=1.3,
-                label="_" if seen else label,
-            )
-        axes.set_xscale("log")
-        axes.set_xlabel("cumulative uplink payload (MB = $10^6$ bytes, log scale)")
-        axes.set_ylabel("held-out loss (nats per token)")
-        if styles:
-            axes.legend(frameon=False)
+    labels = run_labels(results, settings).set_axis(results["run_id"])
+    cells = parts["run_id"].map(labels)
+    known = parts[cells.notna()].assign(cell=cells)
+    seeds = known.groupby("cell")["run_id"].nunique()
+    sums = known.groupby(["cell", "tensor", "part"], sort=False)["bytes"].sum() / MB
+    sums = sums.div(seeds, level="cell")
+    largest = sums.groupby("tensor").sum().sort_values(ascending=False).index
+    kinds, shown = list(dict.fromkeys(known["part"])), list(dict.fromkeys(known["cell"]))[:4]
+    names = [*largest[:TENSORS]]
+    if len(largest) > TENSORS:
+        names.append(f"{len(largest) - TENSORS} other tensors")
+    height = 1.2 + 0.2 * len(names)
+    with _figure(paths, columns=len(shown), height=height, share_y=True, width=3.2) as panels:
+        for axes, cell in zip(panels, shown, strict=True):
+            table = sums[cell].unstack("part").reindex(columns=kinds).fillna(0.0)  # noqa: PD010
+            table = table.groupby(lambda t: t if t in set(names) else names[-1]).sum()
+            left = np.zeros(len(names))
+            for style, kind in enumerate(kinds):
+                width = table[kind].reindex(names, fill_value=0.0).to_numpy()
+                axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
+                left += width
+            axes.set(title=cell, xlabel="uplink (MB)")
+            axes.tick_params(axis="y", labelsize=7)
+        panels[0].invert_yaxis()
+        _legend(panels)
 
 
-def rate_distortion(codecs: pd.DataFrame, path: Path) -> None:
+def local_epochs(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+    """Draw loss against local epochs when every cell has sent the same uplink bytes.
+
+    The budget is what the cell that sends least sends in all, so that every cell spends it.
+    Parameters are those of `loss_against_bytes`.
+    """
+    curves = cell_curves(results, rounds)
+    budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
+    spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
+    done = results[results["status"] == "done"]
+    settings = [name for name in varying_settings(results) if name != "seed"]
+    own = pd.DataFrame(
+        {
+            "cell": run_labels(done, settings),
+            "line": run_labels(done, [name for name in settings if name != "local_epochs"]),
+            "epochs": done["local_epochs"].astype(int),
+        }
+    ).drop_duplicates("cell")
+    points = spent.astype({"cell": str}).merge(own, on="cell").sort_values("epochs")
+    points = points.drop(columns="cell").rename(columns={"line": "cell"})
+    ranked = points.groupby("cell", sort=False)["loss"].min().nsmallest(NAMED).index
+    with _figure(paths, columns=1) as panels:
+        _lines(panels[0], points, "epochs", "loss", list(map(str, ranked)))
+        panels[0].set(xlabel="local epochs", ylabel=LOSS, title=f"at {budget:,.2f} MB of uplink")
+        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(panels)
+
+
+def rate_distortion(codecs: pd.DataFrame, *paths: Path) -> None:
     """Draw each codec's error against its bits, beside the Gaussian bound, and save it.
 
     Parameters
     ----------
     codecs : pandas.DataFrame
         Columns ``method``, ``bits`` per coordinate, ``nmse`` and ``bound_bits``.
-    path : pathlib.Path
+    *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
     lossy = codecs[codecs["nmse"] > 0]
-    with _figure(path, height=5.0) as axes:
+    with _figure(paths, columns=1, height=5.0) as [axes]:
         families = lossy.groupby(lossy["method"].str.split().str[0], sort=False)
         for style, (family, points) in enumerate(families):
             line = points.sort_values("bits")
+            colour, marker, dashes = _style(style)
             axes.plot(
-                line["bits"],
-                line["nmse"],
-                color=COLOURS[style % len(COLOURS)],
-                marker=_marker(style),
-                linestyle=LINES[style // len(COLOURS) % len(LINES)],
-                markersize=5,
-                linewidth=1.1,
-                label=family,
-            )
+                line["bits"], line["nmse"], color=colour, marker=marker, linestyle=dashes,
+                markersize=5, linewidth=1.1, label=family,
+            )  # fmt: skip
         bound = lossy.sort_values("bound_bits")
         axes.plot(
             bound["bound_bits"], bound["nmse"], color="0.6", linestyle=":", label="Gaussian bound"
@@ -96,17 +237,98 @@ def rate_distortion(codecs: pd.DataFrame, path: Path) -> None:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _marker(style: int) -> str:
-    """Return another marker each time the colours start again, so that no two points look alike."""
-    return MARKERS[(style + style // len(COLOURS)) % len(MARKERS)]
+def named_cells(curves: pd.DataFrame) -> list[str]:
+    """Choose the cells that a figure names: all, or of many the Pareto front's best by loss."""
+    final = _final(curves)
+    if len(final) > NAMED:
+        front = final[pareto(final, "sent_up") | pareto(final, "sent")].sort_values("sent_up")
+        final = front.iloc[np.unique(np.linspace(0, len(front) - 1, NAMED).round().astype(int))]
+    return list(map(str, final["cell"]))
+
+
+def _final(curves: pd.DataFrame) -> pd.DataFrame:
+    return curves.drop_duplicates("cell", keep="last").reset_index(drop=True)
+
+
+def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -> None:
+    """Draw a line per cell, a band of `sd` where `y` is the loss; grey if not named."""
+    others = curves[~curves["cell"].isin(named)]
+    if len(others):
+        lines = [line[[x, y]].to_numpy() for _, line in others.groupby("cell", observed=True)]
+        many = len(lines) > 100
+        axes.add_collection(
+            LineCollection(lines, colors=GREY, linewidths=0.4, rasterized=many, zorder=1)
+        )
+        axes.plot([], [], color=GREY, linewidth=1, label=f"{len(lines)} others")
+    for cell, (colour, marker, dashes) in _styles(curves, named).items():
+        line = curves[curves["cell"] == cell]
+        axes.plot(
+            line[x], line[y], color=colour, marker=marker, linestyle=dashes, markersize=4,
+            linewidth=1.3, markevery=max(1, len(line) // 8), label=cell,
+        )  # fmt: skip
+        if y == "loss" and line["sd"].any():
+            low, high = line[y] - line["sd"], line[y] + line["sd"]
+            axes.fill_between(line[x], low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.autoscale_view()
+
+
+def _styles(curves: pd.DataFrame, named: list[str]) -> dict[str, tuple[str, str, str]]:
+    cells = [str(cell) for cell in dict.fromkeys(curves["cell"]) if str(cell) in set(named)]
+    return {cell: _style(place) for place, cell in enumerate(cells)}
+
+
+def _style(place: int) -> tuple[str, str, str]:
+    """Return another marker and dash each time the colours start again: no two look alike."""
+    again = place // len(COLOURS)
+    marker = MARKERS[(place + again) % len(MARKERS)]
+    return COLOURS[place % len(COLOURS)], marker, LINES[again % len(LINES)]
+
+
+def _legend(panels: Sequence[Axes]) -> None:
+    """Put one legend of all panels below them, so that it covers no data."""
+    handles = {
+        label: handle
+        for axes in panels
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if handles:
+        widest = max(map(len, handles))
+        figure = panels[0].get_figure(root=True)
+        assert figure is not None
+        columns = max(1, min(len(handles), 110 // (widest + 8)))
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            frameon=False,
+            ncols=columns,
+        )
 
 
 @contextmanager
-def _figure(path: Path, height: float = 4.0) -> Iterator[Axes]:
-    with matplotlib.rc_context({"font.size": 9, "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
-        axes = figure.add_subplot()
-        yield axes
-        axes.grid(visible=True, which="major", color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, dpi=150)
+def _figure(
+    paths: Sequence[Path],
+    columns: int,
+    height: float = 4.0,
+    width: float = 0.0,
+    share_y: bool = False,
+) -> Iterator[Sequence[Axes]]:
+    """Yield panels side by side and save them; the same data gives the same files."""
+    style: Any = {
+        "font.size": 9,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fedbw",
+        "pdf.fonttype": 42,
+    }
+    with matplotlib.rc_context(style):
+        size = (max(6.4, columns * width), height)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = list(figure.subplots(1, columns, sharey=share_y, squeeze=False)[0])
+        yield panels
+        for axes in panels:
+            axes.grid(visible=True, which="major", color="0.9")
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        for path in paths:
+            date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+            figure.savefig(path, dpi=150, metadata=date)

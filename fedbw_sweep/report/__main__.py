@@ -1,0 +1,185 @@
+"""``python -m fedbw_sweep.report PATH...``: tables, figures and a page from recorded runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
+from fedbw_sweep.report import figure
+from fedbw_sweep.report.measure import Options, measure
+from fedbw_sweep.report.render import Rendered, document
+from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.table import MB, varying_settings
+from fedbw_sweep.results import Records, load_records
+
+FORMATS = "png", "svg", "pdf"
+TERMINAL_ROWS = 40
+_ABOUT = "Write a paper's tables and figures, and a page to explore, from recorded runs."
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def write_report(
+    records: Records,
+    options: Options,
+    out: Path,
+    specs: Sequence[Path] = (),
+    parts: pd.DataFrame | None = None,
+    step: Callable[[str], None] = lambda what: None,
+) -> tuple[list[Rendered], list[str]]:
+    """Write every table and figure that the runs allow.
+
+    Parameters
+    ----------
+    records : Records
+    options : Options
+    out : pathlib.Path
+        The folder to write into; files of an earlier report are replaced.
+    specs : sequence of pathlib.Path
+        Descriptions of further tables.
+    parts : pandas.DataFrame or None
+        Bytes by tensor and part; see `fedbw_sweep.report.figure.bytes_by_part`.
+    step : callable
+        Called with the name of each thing before it is made.
+
+    Returns
+    -------
+    tables : list of Rendered
+    notes : list of str
+        What was left out, and why.
+    """
+    step("measures")
+    runs = measure(records, options)
+    builder, notes, tables = TableBuilder(runs, options), [], []
+    for path in [*sorted(SHIPPED.glob("*.yaml")), *specs]:
+        spec = load_spec(path)
+        step(path.stem)
+        if why := builder.why_not(spec):
+            notes.append(f"table {path.stem} is left out: it {why}")
+        else:
+            tables.append(builder.build(path.stem, spec))
+    if not builder.has_baseline:
+        baseline = ", ".join(f"{key}={value}" for key, value in options.baseline.items())
+        notes.append(
+            f"no finished run has {baseline}: no differences and speed-ups; see --baseline"
+        )
+    if failures := builder.failures():
+        tables.append(failures)
+
+    for folder in ("tables", "figures"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    known = {path.stem for path in SHIPPED.glob("*.yaml")} | {"failures"}
+    for name in known - {table.name for table in tables}:
+        for suffix in ("csv", "md", "tex", "html"):
+            (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
+    for table in tables:
+        step(table.name)
+        table.write(out / "tables")
+    runs.to_csv(out / "runs.csv", index=False)
+
+    drawings = _drawings(records, parts, notes)
+    for name in ("loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part",
+                 "local_epochs"):  # fmt: skip
+        paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
+        if name in drawings:
+            step(name)
+            drawings[name](*paths)
+        else:
+            for path in paths:
+                path.unlink(missing_ok=True)
+    (out / "report.tex").write_text(document(tables, list(drawings)), encoding="utf-8")
+    return tables, notes
+
+
+def _drawings(
+    records: Records, parts: pd.DataFrame | None, notes: list[str]
+) -> dict[str, Callable[..., None]]:
+    """Choose the figures that the runs allow."""
+    results, rounds = records.results, records.rounds
+    done = results[(results["status"] == "done") & results["run_id"].isin(rounds["run_id"])]
+    if not len(done) or rounds["round"].max() < 1:
+        notes.append("figures are left out: no finished run has a round")
+        return {}
+    drawings: dict[str, Callable[..., None]] = {
+        "loss_against_bytes": lambda *paths: figure.loss_against_bytes(done, rounds, *paths),
+        "pareto_front": lambda *paths: figure.pareto_front(done, rounds, *paths),
+        "bytes_by_round": lambda *paths: figure.bytes_by_round(done, rounds, *paths),
+    }
+    if parts is not None and len(parts):
+        drawings["bytes_by_part"] = lambda *paths: figure.bytes_by_part(done, parts, *paths)
+    if "local_epochs" in varying_settings(done):
+        drawings["local_epochs"] = lambda *paths: figure.local_epochs(done, rounds, *paths)
+    return drawings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 2 if nothing could be written."""
+    parser = argparse.ArgumentParser("python -m fedbw_sweep.report", description=_ABOUT)
+    for flag, meaning, own in (
+        ("paths", "run folder, sweep folder, a folder above them, or a results.csv",
+         {"nargs": "+", "type": Path, "metavar": "PATH"}),
+        ("--out", "folder to write (default: report)", {"type": Path, "default": Path("report")}),
+        ("--target-loss", "held-out loss to reach, nats per token", {"type": float}),
+        ("--baseline", "compare with this compression choice, or with key=value,key=value "
+         "(default: none)", {"default": "none"}),
+        ("--budget-mb", "payload that may be sent, MB = 10^6 bytes", {"type": float}),
+        ("--spec", "a further table, described in YAML like those in fedbw_sweep/report/tables; "
+         "may be given again", {"type": Path, "action": "append", "default": []}),
+    ):  # fmt: skip
+        parser.add_argument(flag, help=meaning, **own)
+    given = parser.parse_args(arguments)
+    try:
+        _report(given)
+    except FedbwError as error:
+        _console.print(f"[red]error:[/red] {escape(str(error))}")
+        return 2
+    return 0
+
+
+def _report(given: argparse.Namespace) -> None:
+    for flag, value in (("--target-loss", given.target_loss), ("--budget-mb", given.budget_mb)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(flag, value, "a number above 0")
+    options = Options(
+        Options.parse_baseline(given.baseline),
+        given.target_loss,
+        None if given.budget_mb is None else given.budget_mb * MB,
+    )
+    with Progress(console=_console, transient=True, disable=not _console.is_terminal) as progress:
+        bar = progress.add_task("reading runs", total=None)
+        records = load_records(given.paths, messages=False)
+        progress.update(bar, total=18)
+
+        def step(what: str) -> None:
+            progress.update(bar, advance=1, description=what)
+
+        try:
+            tables, notes = write_report(records, options, given.out, given.spec, step=step)
+            if find_spec("fedbw_sweep.report.page"):
+                step("report.html")
+                page = import_module("fedbw_sweep.report.page")
+                page.write_page(records, tables, given.out / "report.html")
+        except OSError as error:
+            raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
+    for table in tables:
+        print(table.to_markdown(TERMINAL_ROWS))
+    for note in [*records.notes, *notes]:
+        _console.print(f"note: {escape(note)}")
+    states = records.results["status"].value_counts()
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    _console.print(f"{len(records.results)} runs ({counts}); written to {escape(str(given.out))}/")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What a report measures beyond ``results.csv``: targets, budgets, paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.report.table import varying_settings
+from fedbw_sweep.results import Column, Records
+
+TARGET_MEASURES: Mapping[str, Column] = {
+    "rounds_to_target": Column("Int64", "first round whose held-out loss is at most the target"),
+    "uplink_bytes_to_target": Column("Int64", "payload bytes, clients to server, up to it"),
+    "downlink_bytes_to_target": Column("Int64", "payload bytes, server to clients, up to it"),
+    "bytes_to_target": Column("Int64", "payload bytes in both directions up to it"),
+}
+"""Need a target loss; empty if no evaluated round reaches it."""
+
+BUDGET_MEASURES: Mapping[str, Column] = {
+    "loss_at_budget": Column(
+        "Float64", "held-out loss after the last round within the budget in both directions"
+    ),
+    "loss_at_uplink_budget": Column("Float64", "the same with the budget spent on uplink alone"),
+}
+"""Need a byte budget. Round 0 has sent nothing, so that there is always a loss."""
+
+BASELINE_MEASURES: Mapping[str, Column] = {
+    "loss_difference": Column(
+        "Float64", "loss minus the baseline's of the same seed and other settings"
+    ),
+}
+"""Need a baseline among the runs."""
+
+MEASURES: Mapping[str, Column] = {**TARGET_MEASURES, **BUDGET_MEASURES, **BASELINE_MEASURES}
+"""Columns that `measure` adds to ``results.csv``; only finished runs have them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a report compares with.
+
+    Attributes
+    ----------
+    baseline : mapping
+        Settings of the runs that others are compared with, e.g. ``{"compression": "none"}``.
+    target_loss : float or None
+        Held-out loss to reach, nats per token.
+    budget_bytes : float or None
+        Payload bytes that may be sent.
+    """
+
+    baseline: Mapping[str, Any] = field(default_factory=lambda: {"compression": "none"})
+    target_loss: float | None = None
+    budget_bytes: float | None = None
+
+    @staticmethod
+    def parse_baseline(text: str) -> dict[str, Any]:
+        """Read ``none``, a compression choice, or ``key=value,key=value``.
+
+        Raises
+        ------
+        ConfigError
+            If a part has no key.
+        """
+        if "=" not in text:
+            return {"compression": text}
+        parts = [part.partition("=") for part in text.split(",")]
+        if not all(key.strip() and value.strip() for key, _, value in parts):
+            raise ConfigError("--baseline", text, "a compression choice, or key=value,key=value")
+        return {key.strip(): yaml.safe_load(value) for key, _, value in parts}
+
+
+def measure(records: Records, options: Options) -> pd.DataFrame:
+    """Add `MEASURES` to the results.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``records.results``, then a column per measure.
+    """
+    runs = records.results
+    done = runs[runs["status"] == "done"]
+    rounds = records.rounds[records.rounds["run_id"].isin(done["run_id"])]
+    rounds = rounds.sort_values(["run_id", "round"])
+    up, both = rounds["cumulative_uplink_bytes"], rounds["cumulative_bytes"]
+    found: dict[str, pd.Series] = {}
+    if options.target_loss is not None:
+        reached = rounds[rounds["loss"] <= options.target_loss]
+        first = reached.drop_duplicates("run_id").set_index("run_id")
+        found["rounds_to_target"] = first["round"]
+        found["uplink_bytes_to_target"] = first["cumulative_uplink_bytes"]
+        found["bytes_to_target"] = first["cumulative_bytes"]
+        found["downlink_bytes_to_target"] = (
+            first["cumulative_bytes"] - first["cumulative_uplink_bytes"]
+        )
+    if options.budget_bytes is not None:
+        for name, spent in (("loss_at_budget", both), ("loss_at_uplink_budget", up)):
+            within = rounds[spent <= options.budget_bytes]
+            found[name] = within.drop_duplicates("run_id", keep="last").set_index("run_id")["loss"]
+    found["loss_difference"] = _differences(done, options.baseline)
+    columns = {
+        name: runs["run_id"].map(found.get(name, pd.Series(dtype=object))) for name in MEASURES
+    }
+    dtypes = {name: column.dtype for name, column in MEASURES.items()}
+    return runs.assign(**columns).astype(dtypes)
+
+
+def settings_of(runs: pd.DataFrame) -> list[str]:
+    """Name the settings that tell the runs' cells apart: all that varies but the seed."""
+    plain = runs.drop(columns=list(MEASURES), errors="ignore")
+    return [name for name in varying_settings(plain) if name != "seed"]
+
+
+def is_baseline(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
+    """Say which runs have all the baseline's settings."""
+    same = pd.Series(True, index=runs.index)
+    for key, value in baseline.items():
+        if key not in runs:
+            raise ConfigError("--baseline", key, f"no such setting; there are {_listed(runs)}")
+        same &= (runs[key] == value).fillna(False).astype(bool)
+    return same
+
+
+def shared_settings(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> list[str]:
+    """Name what varies but is not the baseline's: what a run and its baseline have in common."""
+    groups = {key.partition(".")[0] for key in baseline}
+    return [name for name in settings_of(runs) if name.partition(".")[0] not in groups]
+
+
+def _differences(done: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
+    keys = [*shared_settings(done, baseline), "seed"]
+    own = done[is_baseline(done, baseline)]
+    if (twice := own.duplicated(keys)).any():
+        groups = {key.partition(".")[0] for key in baseline}
+        names = [n for n in settings_of(own) if n.partition(".")[0] in groups]
+        raise ConfigError(
+            "--baseline",
+            ",".join(f"{key}={value}" for key, value in baseline.items()),
+            f"names {int(twice.sum()) + 1} runs of one seed; add {' or '.join(names)}",
+        )
+    paired = done.merge(own[[*keys, "loss"]], "left", keys, suffixes=("", "_of_baseline"))
+    return (paired["loss"] - paired["loss_of_baseline"]).set_axis(paired["run_id"])
+
+
+def _listed(runs: pd.DataFrame) -> str:
+    return ", ".join(name for name in runs.columns if name not in MEASURES)
