@@ -124,8 +124,7 @@ def _bench_command(cfg: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "codecs.csv", index=False)
         (folder / "codecs.md").write_text(_markdown(table), encoding="utf-8")
-        for suffix in ("png", "svg"):
-            rate_distortion(table, folder / f"rate_distortion.{suffix}")
+        rate_distortion(table, *(folder / f"rate_distortion.{suffix}" for suffix in ("png", "svg")))
         _show(table, layout, len(updates))
         print(f"{folder}/: codecs.csv, codecs.md, rate_distortion.png, rate_distortion.svg")
 

@@ -355,14 +355,9 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
             except (ResultsError, OSError) as error:
                 settings[run] = {}
                 notes.append(f"run {run}: its settings are unknown: {error}")
-    names = dict.fromkeys(name for run in results["run_id"] for name in settings[run])
-    names = dict.fromkeys([*AXES, "seed", *sorted(set(names) - {*AXES, "seed"})])
-    columns = {
-        name: _typed(
-            pd.Series([settings[run].get(name) for run in results["run_id"]], dtype=object)
-        )
-        for name in names
-    }
+    own_settings = pd.DataFrame([settings[run] for run in results["run_id"]], dtype=object)
+    names = [*AXES, "seed", *sorted(set(map(str, own_settings)) - {*AXES, "seed"})]
+    columns = {name: _typed(own_settings.get(name, pd.Series(dtype=object))) for name in names}
     results = pd.concat([pd.DataFrame(columns), results], axis=1)
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
     from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
@@ -416,24 +411,23 @@ def _find(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
     folders: dict[Path, Path] = {}
     tables: dict[Path, Path] = {}
     for path in map(Path, paths):
-        before = len(folders) + len(tables)
+        if not path.exists():
+            raise ResultsError(f"{path} does not exist; give run folders, sweep folders or CSVs")
         if path.is_file():
             tables[path.resolve()] = path
-        elif not path.exists():
-            raise ResultsError(f"{path} does not exist; give run folders, sweep folders or CSVs")
-        for root, names, files in os.walk(path):
-            folder = Path(root)
-            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(folder.resolve().name)):
-                folders[folder.resolve()] = folder
-                names.clear()
-                continue
+            continue
+        whole, found = path.resolve(), False
+        for root, names, files in os.walk(whole):
+            inner = Path(root[len(str(whole)) :].lstrip(os.sep))
             names[:] = sorted(name for name in names if not name.startswith("."))
-            if RESULTS in files:
-                tables[(folder / RESULTS).resolve()] = folder / RESULTS
-        seen = path.resolve()
-        if before == len(folders) + len(tables) and not any(
-            other.is_relative_to(seen) for other in [*folders, *tables]
-        ):
+            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(Path(root).name)):
+                folders[whole / inner] = path / inner
+                names.clear()
+                found = True
+            elif RESULTS in files:
+                tables[whole / inner / RESULTS] = path / inner / RESULTS
+                found = True
+        if not found:
             raise ResultsError(f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it")
     return list(folders.values()), list(tables.values())
 
@@ -562,7 +556,7 @@ def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 def _typed(values: pd.Series) -> pd.Series:
     """Give a setting's column the type all its values have in common."""
-    kinds = {type(value) for value in values if value is not None}
+    kinds = {type(value) for value in values.dropna()}
     for allowed, dtype in (({int}, "Int64"), ({int, float}, "Float64"), ({bool}, "boolean")):
         if kinds and kinds <= allowed:
             return values.astype(pd.api.types.pandas_dtype(dtype))

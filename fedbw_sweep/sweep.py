@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ConfigError, FedbwError
-from fedbw_sweep.report.figure import loss_against_bytes
+from fedbw_sweep.report.figure import cell_curves, loss_against_bytes
 from fedbw_sweep.report.table import (
     MB,
     describe_bytes,
@@ -221,7 +221,7 @@ def finish() -> int:
     for line in describe_bytes(mine):
         output.print(line, soft_wrap=True)
     figure = _command.folder / FIGURE
-    loss_against_bytes(mine, rounds, figure)
+    loss_against_bytes(cell_curves(mine, rounds), figure)
     _console.print(f"{_command.folder}/: results.csv, rounds.csv, {FIGURE} and a folder per run")
     failed = mine[mine["status"] == "failed"]
     for _, row in failed.iterrows():

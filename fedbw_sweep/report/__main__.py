@@ -6,6 +6,8 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ from fedbw_sweep.report.table import MB, varying_settings
 from fedbw_sweep.results import Records, load_records
 
 FORMATS = "png", "svg", "pdf"
+FIGURES = "loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part", "local_epochs"
 TERMINAL_ROWS = 40
 _ABOUT = "Write a paper's tables and figures, and a page to explore, from recorded runs."
 
@@ -60,6 +63,8 @@ def write_report(
         What was left out, and why.
     """
     step("measures")
+    by_run = records.rounds.astype({"run_id": "category"})  # a million rows are joined by it
+    records = replace(records, rounds=by_run)
     runs = measure(records, options)
     builder, notes, tables = TableBuilder(runs, options), [], []
     for path in [*sorted(SHIPPED.glob("*.yaml")), *specs]:
@@ -89,8 +94,7 @@ def write_report(
     runs.to_csv(out / "runs.csv", index=False)
 
     drawings = _drawings(records, parts, notes)
-    for name in ("loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part",
-                 "local_epochs"):  # fmt: skip
+    for name in FIGURES:
         paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
         if name in drawings:
             step(name)
@@ -106,20 +110,19 @@ def _drawings(
     records: Records, parts: pd.DataFrame | None, notes: list[str]
 ) -> dict[str, Callable[..., None]]:
     """Choose the figures that the runs allow."""
-    results, rounds = records.results, records.rounds
-    done = results[(results["status"] == "done") & results["run_id"].isin(rounds["run_id"])]
-    if not len(done) or rounds["round"].max() < 1:
+    done = records.results[records.results["status"] == "done"]
+    curves = figure.cell_curves(done, records.rounds)
+    if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}
     drawings: dict[str, Callable[..., None]] = {
-        "loss_against_bytes": lambda *paths: figure.loss_against_bytes(done, rounds, *paths),
-        "pareto_front": lambda *paths: figure.pareto_front(done, rounds, *paths),
-        "bytes_by_round": lambda *paths: figure.bytes_by_round(done, rounds, *paths),
+        name: partial(getattr(figure, name), curves)
+        for name in ("loss_against_bytes", "pareto_front", "bytes_by_round")
     }
-    if parts is not None and len(parts):
-        drawings["bytes_by_part"] = lambda *paths: figure.bytes_by_part(done, parts, *paths)
+    if parts is not None and parts["run_id"].isin(done["run_id"]).any():
+        drawings["bytes_by_part"] = partial(figure.bytes_by_part, done, parts)
     if "local_epochs" in varying_settings(done):
-        drawings["local_epochs"] = lambda *paths: figure.local_epochs(done, rounds, *paths)
+        drawings["local_epochs"] = partial(figure.local_epochs, done, curves)
     return drawings
 
 

@@ -11,9 +11,10 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedbw_sweep.report.table import MB, run_labels, varying_settings
 
@@ -28,8 +29,7 @@ NAMED = 10
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
-UPLINK = "uplink payload (MB = $10^6$ bytes, log scale)"
-BOTH = "payload both ways (MB, log scale)"
+UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
 LOSS = "held-out loss (nats per token)"
 GREY = "0.75"
 
@@ -45,14 +45,14 @@ def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
         cell as in `results`, then round.
     """
     done = results[results["status"] == "done"]
-    settings = [name for name in varying_settings(results) if name != "seed"]
-    labels = run_labels(done, settings)
+    labels = run_labels(done, _settings(done))
     cells = list(dict.fromkeys(labels))
     code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
-    own = rounds[rounds["run_id"].isin(done["run_id"])]
+    codes = rounds["run_id"].map(code)
+    own = rounds[codes.notna()]
     numbers = pd.DataFrame(
         {
-            "cell": own["run_id"].map(code).to_numpy(int),
+            "cell": codes[codes.notna()].to_numpy(int),
             "round": own["round"].to_numpy(int),
             "loss": own["loss"].to_numpy(float),
             "up": own["uplink_bytes"].to_numpy(float) / MB,
@@ -73,7 +73,7 @@ def pareto(final: pd.DataFrame, cost: str) -> pd.Series:
     return (ordered["loss"] < best).reindex(final.index)
 
 
-def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw held-out loss against cumulative payload, uplink and both ways, and save it.
 
     A line is the mean over seeds, its band one standard deviation on either side. Round 0, which
@@ -81,12 +81,11 @@ def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path
 
     Parameters
     ----------
-    results, rounds : pandas.DataFrame
-        Rows of ``results.csv`` and ``rounds.csv``.
+    curves : pandas.DataFrame
+        What `cell_curves` returns.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    curves = cell_curves(results, rounds)
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
             shown = curves[curves[sent] > 0]
@@ -96,20 +95,21 @@ def loss_against_bytes(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path
         _legend(panels)
 
 
-def pareto_front(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw each cell's final loss against its total payload; dominated cells are grey.
 
     Parameters are those of `loss_against_bytes`. Bars are one standard deviation over seeds.
     """
-    final = _final(cell_curves(results, rounds))
+    final = _final(curves)
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
             shown = final[final[sent] > 0]
             front = pareto(shown, sent)
             rest = shown[~front]
+            bars = rest["sd"] if len(rest) <= 100 else None
             axes.errorbar(
-                rest[sent], rest["loss"], rest["sd"], fmt="o", color=GREY, markersize=4,
-                linewidth=0.8, label="dominated" if len(rest) else "_", rasterized=len(rest) > 500,
+                rest[sent], rest["loss"], bars, fmt="o", color=GREY, markersize=4,
+                linewidth=0.8, label="dominated" if len(rest) else "_", rasterized=bars is None,
             )  # fmt: skip
             best = shown[front].sort_values(sent)
             axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
@@ -125,13 +125,12 @@ def pareto_front(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> N
         _legend(panels)
 
 
-def bytes_by_round(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
-    curves = cell_curves(results, rounds)
     shown = curves[curves["round"] > 0]
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, direction in zip(panels, ("up", "down"), strict=True):
-            _lines(axes, shown[shown[direction] > 0], direction, direction, named_cells(curves))
+            _lines(axes, shown[shown[direction] > 0], "round", direction, named_cells(curves))
             axes.set(yscale="log", title=f"{direction}link")
             axes.set_xlabel("communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -151,8 +150,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    settings = [name for name in varying_settings(results) if name != "seed"]
-    labels = run_labels(results, settings).set_axis(results["run_id"])
+    labels = run_labels(results, _settings(results)).set_axis(results["run_id"])
     cells = parts["run_id"].map(labels)
     known = parts[cells.notna()].assign(cell=cells)
     seeds = known.groupby("cell")["run_id"].nunique()
@@ -164,7 +162,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
     height = 1.2 + 0.2 * len(names)
-    with _figure(paths, columns=len(shown), height=height, share_y=True, width=3.2) as panels:
+    with _figure(paths, columns=len(shown), height=height, share_y=True) as panels:
         for axes, cell in zip(panels, shown, strict=True):
             table = sums[cell].unstack("part").reindex(columns=kinds).fillna(0.0)  # noqa: PD010
             table = table.groupby(lambda t: t if t in set(names) else names[-1]).sum()
@@ -179,26 +177,29 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
         _legend(panels)
 
 
-def local_epochs(results: pd.DataFrame, rounds: pd.DataFrame, *paths: Path) -> None:
+def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> None:
     """Draw loss against local epochs when every cell has sent the same uplink bytes.
 
     The budget is what the cell that sends least sends in all, so that every cell spends it.
-    Parameters are those of `loss_against_bytes`.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
+    curves : pandas.DataFrame
+        What `cell_curves` makes of them.
+    *paths : pathlib.Path
+        Where to save; the suffix chooses the format.
     """
-    curves = cell_curves(results, rounds)
     budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
     done = results[results["status"] == "done"]
-    settings = [name for name in varying_settings(results) if name != "seed"]
-    own = pd.DataFrame(
-        {
-            "cell": run_labels(done, settings),
-            "line": run_labels(done, [name for name in settings if name != "local_epochs"]),
-            "epochs": done["local_epochs"].astype(int),
-        }
-    ).drop_duplicates("cell")
-    points = spent.astype({"cell": str}).merge(own, on="cell").sort_values("epochs")
-    points = points.drop(columns="cell").rename(columns={"line": "cell"})
+    others = [name for name in _settings(done) if name != "local_epochs"]
+    cells = run_labels(done, _settings(done))
+    own = pd.DataFrame({"line": run_labels(done, others), "epochs": done["local_epochs"]})
+    own = own.set_axis(cells)[~cells.duplicated().to_numpy()]
+    points = spent.join(own, on="cell").drop(columns="cell").rename(columns={"line": "cell"})
+    points = points.astype({"epochs": int}).sort_values(["cell", "epochs"])
     ranked = points.groupby("cell", sort=False)["loss"].min().nsmallest(NAMED).index
     with _figure(paths, columns=1) as panels:
         _lines(panels[0], points, "epochs", "loss", list(map(str, ranked)))
@@ -246,6 +247,10 @@ def named_cells(curves: pd.DataFrame) -> list[str]:
     return list(map(str, final["cell"]))
 
 
+def _settings(results: pd.DataFrame) -> list[str]:
+    return [name for name in varying_settings(results) if name != "seed"]
+
+
 def _final(curves: pd.DataFrame) -> pd.DataFrame:
     return curves.drop_duplicates("cell", keep="last").reset_index(drop=True)
 
@@ -254,12 +259,15 @@ def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -
     """Draw a line per cell, a band of `sd` where `y` is the loss; grey if not named."""
     others = curves[~curves["cell"].isin(named)]
     if len(others):
-        lines = [line[[x, y]].to_numpy() for _, line in others.groupby("cell", observed=True)]
-        many = len(lines) > 100
-        axes.add_collection(
-            LineCollection(lines, colors=GREY, linewidths=0.4, rasterized=many, zorder=1)
-        )
-        axes.plot([], [], color=GREY, linewidth=1, label=f"{len(lines)} others")
+        last = ~others["cell"].duplicated(keep="last").to_numpy()
+        count = int(last.sum())
+        points = others[[x, y]].to_numpy(float)
+        if count > 100:  # a tangle says as much with fewer points
+            kept = last | ~others["cell"].duplicated().to_numpy() | (np.arange(len(last)) % 8 == 0)
+            points, last = points[kept], last[kept]
+        points = np.insert(points, np.flatnonzero(last) + 1, np.nan, axis=0)  # a gap ends a line
+        axes.plot(*points.T, color=GREY, linewidth=0.4, rasterized=count > 100, zorder=1)
+        axes.plot([], [], color=GREY, linewidth=1, label=f"{count} others")
     for cell, (colour, marker, dashes) in _styles(curves, named).items():
         line = curves[curves["cell"] == cell]
         axes.plot(
@@ -269,7 +277,6 @@ def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -
         if y == "loss" and line["sd"].any():
             low, high = line[y] - line["sd"], line[y] + line["sd"]
             axes.fill_between(line[x], low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.autoscale_view()
 
 
 def _styles(curves: pd.DataFrame, named: list[str]) -> dict[str, tuple[str, str, str]]:
@@ -285,50 +292,62 @@ def _style(place: int) -> tuple[str, str, str]:
 
 
 def _legend(panels: Sequence[Axes]) -> None:
-    """Put one legend of all panels below them, so that it covers no data."""
+    """Put one legend of all panels below them, as wide as fits, and make room for it."""
     handles = {
-        label: handle
+        label if len(label) <= 100 else f"{label[:99]}…": handle
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    if handles:
-        widest = max(map(len, handles))
-        figure = panels[0].get_figure(root=True)
-        assert figure is not None
-        columns = max(1, min(len(handles), 110 // (widest + 8)))
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside lower center",
-            frameon=False,
-            ncols=columns,
-        )
+    figure = panels[0].get_figure(root=True)
+    assert figure is not None
+    for columns in range(min(4, len(handles)), 0, -1):
+        legend = figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", frameon=False,
+            ncols=columns, columnspacing=1.2,
+        )  # fmt: skip
+        size = legend.get_window_extent()
+        if columns == 1 or size.width < figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+            return
+        legend.remove()
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis in plain numbers, as many as there is room for."""
+    low, high = axis.get_view_interval()
+    if high > 100 * low:
+        axis.set_major_locator(LogLocator(numticks=8))
+    else:
+        wide = high > 5 * low
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:,.12g}" if value < 1e6 else f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
 
 
 @contextmanager
 def _figure(
-    paths: Sequence[Path],
-    columns: int,
-    height: float = 4.0,
-    width: float = 0.0,
-    share_y: bool = False,
+    paths: Sequence[Path], columns: int, height: float = 3.2, share_y: bool = False
 ) -> Iterator[Sequence[Axes]]:
     """Yield panels side by side and save them; the same data gives the same files."""
     style: Any = {
-        "font.size": 9,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "fedbw",
-        "pdf.fonttype": 42,
-    }
+        "font.size": 9, "agg.path.chunksize": 10000, "svg.fonttype": "none",
+        "svg.hashsalt": "fedbw", "pdf.fonttype": 42,
+    }  # fmt: skip
     with matplotlib.rc_context(style):
-        size = (max(6.4, columns * width), height)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=(max(7.0, 3.2 * columns), height), layout="constrained")
+        FigureCanvasAgg(figure)
         panels = list(figure.subplots(1, columns, sharey=share_y, squeeze=False)[0])
         yield panels
         for axes in panels:
             axes.grid(visible=True, which="major", color="0.9")
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "log":
+                    _log_ticks(axis)
+        figure.draw_without_rendering()  # lay out once, not for every format
+        figure.set_layout_engine("none")
         for path in paths:
             date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
             figure.savefig(path, dpi=150, metadata=date)

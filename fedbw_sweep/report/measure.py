@@ -86,7 +86,7 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
     runs = records.results
     done = runs[runs["status"] == "done"]
     rounds = records.rounds[records.rounds["run_id"].isin(done["run_id"])]
-    rounds = rounds.sort_values(["run_id", "round"])
+    rounds = rounds.sort_values("round", kind="stable")
     up, both = rounds["cumulative_uplink_bytes"], rounds["cumulative_bytes"]
     found: dict[str, pd.Series] = {}
     if options.target_loss is not None:

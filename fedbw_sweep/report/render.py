@@ -60,51 +60,69 @@ class Rendered:
 
     def to_markdown(self, rows: int | None = None) -> str:
         """Return the table in Markdown, only its first `rows` if given."""
-        cells = self._marked(_markdown, "**{}**").head(rows or len(self.frame))
-        lines = [[_markdown(name) for name in cells.columns]]
-        lines.append(["---:" if _numeric(self.frame[name]) else "---" for name in self.frame])
-        lines += cells.to_numpy().tolist()
+        header, cells = self._marked(_markdown, "**{}**", rows)
+        rule = ["---:" if _numeric(self.frame[name]) else "---" for name in self.frame]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])
         left = len(self.frame) - len(cells)
         notes = [*([f"{left} more rows are in {self.name}.md"] if left else []), *self.notes]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join([f"**{_markdown(self.title)}**", table, *map(_markdown, notes)]) + "\n"
 
     def to_latex(self) -> str:
         r"""Return a LaTeX table for ``\usepackage{booktabs}``, of long ones a ``longtable``."""
-        cells = self._marked(escape_latex, r"\textbf{{{}}}")
-        cells.columns = pd.Index([rf"\textbf{{{escape_latex(name)}}}" for name in cells.columns])
+        header, cells = self._marked(escape_latex, r"\textbf{{{}}}")
         widths = [self.frame[name].str.len().max() for name in self.frame]
-        text = [
-            0 if _numeric(self.frame[n]) else w for n, w in zip(self.frame, widths, strict=True)
-        ]
-        share = max(0.15, 0.7 / max(1, sum(width > WIDE for width in text)))
-        paragraph = rf"p{{{share:.2f}\linewidth}}"
-        style = "".join("r" if not w else paragraph if w > WIDE else "l" for w in text)
-        long = len(self.frame) > LONG
-        table = cells.style.hide(axis="index").to_latex(
-            hrules=True,
-            column_format=style,
-            caption=escape_latex(self.title),
-            label=f"tab:{self.name}",
-            environment="longtable" if long else "table",
-            position=None if long else "htbp",
-            position_float=None if long else "centering",
+        wide = sum(width > WIDE for width in widths)
+        paragraph = rf"p{{{0.6 / max(1, wide):.2f}\linewidth}}"
+        columns = "".join(
+            "r" if _numeric(self.frame[name]) else paragraph if width > WIDE else "l"
+            for name, width in zip(self.frame, widths, strict=True)
         )
-        notes = "".join(f"\n\\par\\smallskip {escape_latex(note)}" for note in self.notes)
-        if long:
-            return f"{{\\footnotesize\n{table}{notes}\n}}\n"
-        head, end = "\\centering\n", "\\end{table}"
-        table = table.replace(head, f"{head}\\footnotesize\n", 1)
-        return table.replace(end, f"{notes.lstrip()}\n{end}" if notes else end)
+        lines = [" & ".join(line) + r" \\" for line in [header, *cells]]
+        head = ["\\toprule", lines[0], "\\midrule"]
+        caption = rf"\caption{{{escape_latex(self.title)}}}\label{{tab:{self.name}}}"
+        notes = [rf"\par\smallskip {escape_latex(note)}" for note in self.notes]
+        if len(cells) > LONG:
+            text = [
+                r"{\footnotesize",
+                rf"\begin{{longtable}}{{{columns}}}",
+                caption + r" \\",
+                *head,
+                r"\endhead",
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{longtable}",
+                *notes,
+                "}",
+            ]
+        else:
+            text = [
+                r"\begin{table}[htbp]",
+                r"\centering\footnotesize",
+                caption,
+                rf"\begin{{tabular}}{{{columns}}}",
+                *head,
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+                *notes,
+                r"\end{table}",
+            ]
+        return "\n".join([*text, ""])
 
     def to_html(self) -> str:
         """Return an HTML ``table`` element and its notes."""
-        cells = self._marked(html.escape, "<strong>{}</strong>")
-        cells.columns = pd.Index([html.escape(name) for name in cells.columns])
-        table = cells.to_html(index=False, escape=False, border=0, table_id=self.name)
-        caption = f"<caption>{html.escape(self.title)}</caption>"
-        table = table.replace("\n  <thead>", f"\n  {caption}\n  <thead>", 1)
-        return "\n".join([table, *(f"<p>{html.escape(note)}</p>" for note in self.notes)]) + "\n"
+        header, cells = self._marked(html.escape, "<strong>{}</strong>")
+        lines = [
+            f'<table id="{self.name}">',
+            f"<caption>{html.escape(self.title)}</caption>",
+            f"<thead><tr><th>{'</th><th>'.join(header)}</th></tr></thead>",
+            "<tbody>",
+            *(f"<tr><td>{'</td><td>'.join(line)}</td></tr>" for line in cells),
+            "</tbody>",
+            "</table>",
+            *(f"<p>{html.escape(note)}</p>" for note in self.notes),
+        ]
+        return "\n".join([*lines, ""])
 
     def write(self, folder: Path) -> None:
         """Write ``name.csv``, ``name.md``, ``name.tex`` and ``name.html`` into `folder`."""
@@ -113,16 +131,16 @@ class Rendered:
         for suffix, text in texts.items():
             (folder / f"{self.name}.{suffix}").write_text(text, encoding="utf-8")
 
-    def _marked(self, escape: Callable[[str], str], bold: str) -> pd.DataFrame:
-        """Return the text escaped, and the best in bold."""
-        marked = self.frame.copy()
-        for at, name in enumerate(self.frame):
-            column = [escape(text) for text in self.frame[name]]
-            best = self.best[name]
-            marked.isetitem(
-                at, [bold.format(t) if b else t for t, b in zip(column, best, strict=True)]
-            )
-        return marked
+    def _marked(
+        self, escape: Callable[[str], str], bold: str, rows: int | None = None
+    ) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the rows, escaped, the best in bold."""
+        text, best = self.frame.head(rows or len(self.frame)), self.best.to_numpy()
+        cells = [
+            [bold.format(escape(t)) if b else escape(t) for t, b in zip(line, marks, strict=True)]
+            for line, marks in zip(text.to_numpy(), best[: len(text)], strict=True)
+        ]
+        return [escape(str(name)) for name in text.columns], cells
 
 
 def escape_latex(text: str) -> str:

@@ -297,19 +297,19 @@ def _cell(
         return f"— (not reached in {rounds} rounds)" if value.value in TARGET_MEASURES else "—"
     text = value.text(statistic)
     if value.aggregate == "mean_sd" and count > 1:
-        text += f" ± {value.text(deviation)}"
+        text += f" ± {value.text(deviation).lstrip('+')}"
     if count < done:
         text += f" [{count} of {done}]"
     return text if pd.isna(speedup) else f"{text} ({speedup:.1f}x)"
 
 
 def _best(value: ValueSpec, statistic: pd.Series, block: pd.Series) -> pd.Series:
-    """Mark the best of each block of at least two, and all that print the same."""
+    """Mark the best of each block, and all that print the same, unless all rows do."""
     if value.best is None:
         return pd.Series(False, index=statistic.index)
     written = statistic.map(lambda number: float(value.text(number)), na_action="ignore")
     grouped = written.groupby(block)
-    return (written == grouped.transform(value.best)) & (grouped.transform("count") > 1)
+    return (written == grouped.transform(value.best)) & (grouped.transform("nunique") > 1)
 
 
 def _pivot(
