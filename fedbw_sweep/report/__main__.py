@@ -181,7 +181,7 @@ def _report(given: argparse.Namespace) -> None:
         _console.print(f"note: {escape(note)}")
     states = records.results["status"].value_counts()
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    _console.print(f"{len(records.results)} runs ({counts}); written to {escape(str(given.out))}/")
+    _console.print(f"runs: {counts}; written to {escape(str(given.out))}/")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -133,7 +134,7 @@ def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
             _lines(axes, shown[shown[direction] > 0], "round", direction, named_cells(curves))
             axes.set(yscale="log", title=f"{direction}link")
             axes.set_xlabel("communication round")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panels[0].set_ylabel("payload (MB per round, log scale)")
         _legend(panels)
 
@@ -171,7 +172,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
                 width = table[kind].reindex(names, fill_value=0.0).to_numpy()
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
-            axes.set(title=cell, xlabel="uplink (MB)")
+            axes.set(title=fill(cell, 40), xlabel="uplink (MB)")
             axes.tick_params(axis="y", labelsize=7)
         panels[0].invert_yaxis()
         _legend(panels)
@@ -204,7 +205,7 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     with _figure(paths, columns=1) as panels:
         _lines(panels[0], points, "epochs", "loss", list(map(str, ranked)))
         panels[0].set(xlabel="local epochs", ylabel=LOSS, title=f"at {budget:,.2f} MB of uplink")
-        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         _legend(panels)
 
 
@@ -294,7 +295,7 @@ def _style(place: int) -> tuple[str, str, str]:
 def _legend(panels: Sequence[Axes]) -> None:
     """Put one legend of all panels below them, as wide as fits, and make room for it."""
     handles = {
-        label if len(label) <= 100 else f"{label[:99]}…": handle
+        fill(label, 75): handle
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -335,7 +336,8 @@ def _figure(
         "svg.hashsalt": "fedbw", "pdf.fonttype": 42,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(max(7.0, 3.2 * columns), height), layout="constrained")
+        figure = Figure(figsize=(max(7.0, 3.2 * columns), height), dpi=150, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[call-arg,union-attr]
         FigureCanvasAgg(figure)
         panels = list(figure.subplots(1, columns, sharey=share_y, squeeze=False)[0])
         yield panels
@@ -350,4 +352,4 @@ def _figure(
         figure.set_layout_engine("none")
         for path in paths:
             date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, dpi=150, metadata=date)
+            figure.savefig(path, metadata=date)

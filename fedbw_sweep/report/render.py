@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
+from unicodedata import normalize
 
 import pandas as pd
 
@@ -23,12 +26,17 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     "—": "---",
+    "…": r"\dots{}",
     "-": "{-}",  # no ligature: --target-loss stays two hyphens
     "\n": " ",
 }
+
+
+_SIZES = {"footnotesize": 105, "scriptsize": 125, "tiny": 10**9}
+"""The LaTeX font size for as many characters across, so that tables fit a page's width."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +77,28 @@ class Rendered:
 
     def to_latex(self) -> str:
         r"""Return a LaTeX table for ``\usepackage{booktabs}``, of long ones a ``longtable``."""
-        header, cells = self._marked(escape_latex, r"\textbf{{{}}}")
+        _, cells = self._marked(escape_latex, r"\textbf{{{}}}")
+        names = [_lines(str(name)) for name in self.frame]
+        header = [r"\shortstack{" + r"\\".join(map(escape_latex, parts)) + "}" for parts in names]
         widths = [self.frame[name].str.len().max() for name in self.frame]
         wide = sum(width > WIDE for width in widths)
-        paragraph = rf"p{{{0.6 / max(1, wide):.2f}\linewidth}}"
+        paragraph = rf"p{{{0.5 / max(1, wide):.2f}\linewidth}}"
         columns = "".join(
             "r" if _numeric(self.frame[name]) else paragraph if width > WIDE else "l"
             for name, width in zip(self.frame, widths, strict=True)
         )
+        across = sum(
+            2 + max(min(width, WIDE), *map(len, parts))
+            for width, parts in zip(widths, names, strict=True)
+        )
+        size = next(name for name, most in _SIZES.items() if across <= most)
         lines = [" & ".join(line) + r" \\" for line in [header, *cells]]
         head = ["\\toprule", lines[0], "\\midrule"]
         caption = rf"\caption{{{escape_latex(self.title)}}}\label{{tab:{self.name}}}"
         notes = [rf"\par\smallskip {escape_latex(note)}" for note in self.notes]
         if len(cells) > LONG:
             text = [
-                r"{\footnotesize",
+                rf"{{\{size}\setlength{{\tabcolsep}}{{4pt}}",
                 rf"\begin{{longtable}}{{{columns}}}",
                 caption + r" \\",
                 *head,
@@ -97,7 +112,7 @@ class Rendered:
         else:
             text = [
                 r"\begin{table}[htbp]",
-                r"\centering\footnotesize",
+                rf"\centering\{size}\setlength{{\tabcolsep}}{{4pt}}",
                 caption,
                 rf"\begin{{tabular}}{{{columns}}}",
                 *head,
@@ -144,9 +159,13 @@ class Rendered:
 
 
 def escape_latex(text: str) -> str:
-    """Make any text safe for pdfLaTeX; characters beyond its fonts become question marks."""
-    known = "".join(_LATEX.get(c, c if c.isprintable() else " ") for c in text)
-    return known.encode("latin-1", "replace").decode("latin-1")
+    """Make any text safe for pdfLaTeX's own fonts: accents go, what is left is a question mark."""
+    return "".join(_LATEX.get(c) or _plain(c) for c in text)
+
+
+def _plain(character: str) -> str:
+    plain = normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return (plain or "?") if character.isprintable() else " "
 
 
 def document(tables: list[Rendered], figures: list[str]) -> str:
@@ -160,7 +179,6 @@ def document(tables: list[Rendered], figures: list[str]) -> str:
     return "\n".join(
         [
             r"\documentclass{article}",
-            r"\usepackage[T1]{fontenc}",
             r"\usepackage[margin=2cm]{geometry}",
             r"\usepackage{booktabs,longtable,graphicx}",
             r"\begin{document}",
@@ -169,6 +187,12 @@ def document(tables: list[Rendered], figures: list[str]) -> str:
             "",
         ]
     )
+
+
+def _lines(name: str) -> list[str]:
+    """Break a header into short lines, after spaces, underscores and dots."""
+    breakable = re.sub(r"([_.])", "\\1\u200b ", name)
+    return [re.sub("\u200b ?", "", line) for line in wrap(breakable, 12, break_long_words=False)]
 
 
 def _markdown(text: str) -> str:

@@ -179,6 +179,7 @@ class TableBuilder:
         block = setting_labels(cells, [*across, *blocks]).agg("|".join, axis=1)
         best = pd.DataFrame(False, index=text.index, columns=text.columns)
         rounds = grouped["rounds"].max()
+        first_target = next((v for v in values if v.value in TARGET_MEASURES), None)
         for value in values:
             how = "mean" if value.aggregate == "mean_sd" else value.aggregate
             statistic = grouped[value.value].agg(how).astype("float64")
@@ -191,14 +192,15 @@ class TableBuilder:
             if value.speedup and self.has_baseline:
                 speedup = self._speedup(cells, statistic)
                 data[f"{value.value}_speedup"] = speedup
-            text[value.title] = [
-                _cell(value, *row)
+            title = value.title if value.title not in text else f"{value.title}, {value.value}"
+            text[title] = [
+                _cell(value, *row, explains=value is first_target)
                 for row in zip(
                     statistic, deviation, count, data["done"], data["failed"], speedup, rounds,
                     strict=True,
                 )
             ]  # fmt: skip
-            best[value.title] = _best(value, statistic.where(count == data["done"]), block)
+            best[title] = _best(value, statistic.where(count == data["done"]), block)
         notes = self._notes(values)
         if across:
             labels = run_labels(cells, across)
@@ -290,11 +292,12 @@ def _cell(
     failed: int,
     speedup: float,
     rounds: Any,
+    explains: bool,
 ) -> str:
     if not done:
         return "failed" if failed else "missing"
     if not count:
-        return f"— (not reached in {rounds} rounds)" if value.value in TARGET_MEASURES else "—"
+        return f"— (not reached in {rounds} rounds)" if explains else "—"
     text = value.text(statistic)
     if value.aggregate == "mean_sd" and count > 1:
         text += f" ± {value.text(deviation).lstrip('+')}"
