@@ -35,7 +35,7 @@ _LATEX = {
 }
 
 
-_SIZES = {"footnotesize": 105, "scriptsize": 125, "tiny": 10**9}
+_SIZES = {"footnotesize": 120, "scriptsize": 150, "tiny": 10**9}
 """The LaTeX font size for as many characters across, so that tables fit a page's width."""
 
 

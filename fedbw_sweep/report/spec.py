@@ -193,13 +193,9 @@ class TableBuilder:
                 speedup = self._speedup(cells, statistic)
                 data[f"{value.value}_speedup"] = speedup
             title = value.title if value.title not in text else f"{value.title}, {value.value}"
-            text[title] = [
-                _cell(value, *row, explains=value is first_target)
-                for row in zip(
-                    statistic, deviation, count, data["done"], data["failed"], speedup, rounds,
-                    strict=True,
-                )
-            ]  # fmt: skip
+            numbers = (statistic, deviation, count, data["done"], data["failed"], speedup, rounds)
+            explains = value is first_target
+            text[title] = [_cell(value, explains, *row) for row in zip(*numbers, strict=True)]
             best[title] = _best(value, statistic.where(count == data["done"]), block)
         notes = self._notes(values)
         if across:
@@ -285,6 +281,7 @@ def _n(runs: int, done: int, failed: int, missing: int) -> str:
 
 def _cell(
     value: ValueSpec,
+    explains: bool,
     statistic: float,
     deviation: float,
     count: int,
@@ -292,7 +289,6 @@ def _cell(
     failed: int,
     speedup: float,
     rounds: Any,
-    explains: bool,
 ) -> str:
     if not done:
         return "failed" if failed else "missing"
