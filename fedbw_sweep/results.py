@@ -355,6 +355,7 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
             except (ResultsError, OSError) as error:
                 settings[run] = {}
                 notes.append(f"run {run}: its settings are unknown: {error}")
+                results.loc[results["run_id"] == run, ["status", "error"]] = ["missing", notes[-1]]
     own_settings = pd.DataFrame([settings[run] for run in results["run_id"]], dtype=object)
     names = [*AXES, "seed", *sorted(set(map(str, own_settings)) - {*AXES, "seed"})]
     columns = {name: _typed(own_settings.get(name, pd.Series(dtype=object))) for name in names}

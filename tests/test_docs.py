@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from fedbw_sweep.config import RunConfig
+from fedbw_sweep.report.measure import MEASURES
+from fedbw_sweep.report.spec import TABLE_COLUMNS
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
     RESULTS_COLUMNS,
@@ -30,6 +32,11 @@ COLUMNS = {
     "rounds.csv": ROUNDS_COLUMNS,
     "messages.parquet": MESSAGES_COLUMNS,
     "timing.csv": TIMING_COLUMNS,
+    "report/runs.csv: those of results.csv, then": {
+        "source": Column("string", "the run folder or CSV that the run was read from"),
+        **MEASURES,
+    },
+    "report/tables/\\*.csv: the settings, then": TABLE_COLUMNS,
 }
 
 

@@ -31,11 +31,12 @@ _LATEX = {
     "—": "---",
     "…": r"\dots{}",
     "-": "{-}",  # no ligature: --target-loss stays two hyphens
+    "/": r"/\allowbreak{}",  # paths wrap
     "\n": " ",
 }
 
 
-_SIZES = {"footnotesize": 120, "scriptsize": 150, "tiny": 10**9}
+_SIZES = {"footnotesize": 105, "scriptsize": 128, "tiny": 10**9}
 """The LaTeX font size for as many characters across, so that tables fit a page's width."""
 
 

@@ -147,6 +147,9 @@ class TableBuilder:
 
     def why_not(self, spec: TableSpec) -> str | None:
         """Say what a table lacks, or None if it can be built."""
+        if unknown := [name for name in [*spec.rows, *spec.columns] if name not in self.known]:
+            vary = ", ".join(self.settings)
+            raise ConfigError("--spec: rows", unknown[0], f"no such setting; these vary: {vary}")
         measures = {value.value for value in spec.measures}
         if measures & set(TARGET_MEASURES) and self.options.target_loss is None:
             return "needs --target-loss"
@@ -154,8 +157,6 @@ class TableBuilder:
             return "needs --budget-mb"
         if not set(spec.rows) & set(self.settings):
             return f"needs runs that differ in {' or '.join(spec.rows)}"
-        if unknown := [name for name in [*spec.rows, *spec.columns] if name not in self.known]:
-            raise ConfigError("rows", unknown[0], "no such setting of these runs")
         return None
 
     def build(self, name: str, spec: TableSpec) -> Rendered:
@@ -176,7 +177,7 @@ class TableBuilder:
         text = setting_labels(cells, [*blocks, *listed])
         row_names = list(map(str, text))
         text["n"] = [_n(*row) for row in data[["runs", "done", "failed", "missing"]].to_numpy()]
-        block = setting_labels(cells, [*across, *blocks]).agg("|".join, axis=1)
+        block = run_labels(cells, [*across, *blocks])
         best = pd.DataFrame(False, index=text.index, columns=text.columns)
         rounds = grouped["rounds"].max()
         first_target = next((v for v in values if v.value in TARGET_MEASURES), None)
@@ -190,13 +191,13 @@ class TableBuilder:
                 data[f"{value.value}_sd"] = deviation
             speedup = pd.Series(float("nan"), index=data.index)
             if value.speedup and self.has_baseline:
-                speedup = self._speedup(cells, statistic)
+                speedup = self._speedup(cells, statistic.where(count == data["done"]))
                 data[f"{value.value}_speedup"] = speedup
             title = value.title if value.title not in text else f"{value.title}, {value.value}"
             numbers = (statistic, deviation, count, data["done"], data["failed"], speedup, rounds)
             explains = value is first_target
             text[title] = [_cell(value, explains, *row) for row in zip(*numbers, strict=True)]
-            best[title] = _best(value, statistic.where(count == data["done"]), block)
+            best[title] = _best(value, statistic.where(count == data["runs"]), block)
         notes = self._notes(values)
         if across:
             labels = run_labels(cells, across)
@@ -303,7 +304,10 @@ def _cell(
 
 
 def _best(value: ValueSpec, statistic: pd.Series, block: pd.Series) -> pd.Series:
-    """Mark the best of each block, and all that print the same, unless all rows do."""
+    """Mark the best of each block, and all that print the same, unless all rows do.
+
+    Rows that lack a seed do not compete: a mean over fewer seeds is no fair comparison.
+    """
     if value.best is None:
         return pd.Series(False, index=statistic.index)
     written = statistic.map(lambda number: float(value.text(number)), na_action="ignore")
@@ -315,7 +319,7 @@ def _pivot(
     part: pd.DataFrame, row_names: list[str], text: pd.DataFrame, labels: pd.Series
 ) -> pd.DataFrame:
     """Put the groups of `labels` side by side; `part` is the text itself or what is bold."""
-    rows = text[row_names].agg("|".join, axis=1)
+    rows = pd.Series(map("|".join, text[row_names].to_numpy()), dtype=object)
     first = text[row_names][~rows.duplicated()].set_axis(rows[~rows.duplicated()])
     is_text = part is text
     sides = [first if is_text else pd.DataFrame(False, first.index, row_names)]

@@ -72,7 +72,8 @@ def run_labels(results: pd.DataFrame, settings: list[str]) -> pd.Series:
         text if name == "compression" else (f"{name}=" + text).where(text != "", "")
         for name, text in labels.items()
     ]
-    whole = [", ".join(filter(None, row)) for row in zip(*parts, strict=True)] if parts else ""
+    rows = zip(*parts, strict=True) if parts else [()] * len(results)
+    whole = [", ".join(filter(None, row)) for row in rows]
     return pd.Series(whole, index=results.index, dtype=object)
 
 

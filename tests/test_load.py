@@ -1,0 +1,251 @@
+"""Runs read from anywhere: folders, sweeps, CSVs of other machines; whole, twice, cut or foreign."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.report.__main__ import main
+from fedbw_sweep.results import (
+    MESSAGES_COLUMNS,
+    RESULTS_COLUMNS,
+    ROUNDS_COLUMNS,
+    RunRecord,
+    announce,
+    collect,
+    load,
+    load_records,
+)
+
+from .test_results import finished
+
+Build = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, run_config: Build) -> Path:
+    """Three finished runs and a failed one, collected."""
+    folder = tmp_path / "here" / "sweep"
+    folder.mkdir(parents=True)
+    for overrides in (["compression=none"], ["compression=topk"], ["num_clients=3", "lr=0.01"]):
+        finished(run_config(*overrides)).write(folder)
+    trace = 'Traceback:\n  File "x.py"\nValueError: a "quoted", line'
+    RunRecord(run_config("seed=9"), "failed", error=trace).write(folder)
+    collect(folder)
+    return folder
+
+
+def other_machine(sweep: Path, name: str = "results.csv") -> Path:
+    """Only the two CSVs, as copied from elsewhere."""
+    folder = sweep.parent.parent / "there"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(sweep / "results.csv", folder / name)
+    shutil.copy(sweep / "rounds.csv", folder / name.replace("results", "rounds"))
+    return folder / name
+
+
+def test_typed_and_tidy(sweep: Path) -> None:
+    records = load_records(sweep)
+    results = records.results
+    assert results["status"].value_counts().to_dict() == {"done": 3, "failed": 1}
+    for name, column in RESULTS_COLUMNS.items():
+        assert str(results[name].dtype) == column.dtype
+    assert results["total_bytes"].dropna().tolist() == [2**53 + 1] * 3  # never through a float
+    assert results["num_clients"].dtype == "Int64"
+    assert results["lr"].dtype == "Float64"
+    assert results["compression.density"].dtype == "Float64"
+    assert results["compression.error_feedback"].dtype == "boolean"
+    assert results["compression"].tolist() == ["none", "none", "none", "topk"]
+    assert results["source"].tolist() == [str(sweep / run) for run in results["run_id"]]
+    for table, columns in ((records.rounds, ROUNDS_COLUMNS), (records.messages, MESSAGES_COLUMNS)):
+        assert {name: str(table[name].dtype) for name in columns} == {
+            name: column.dtype for name, column in columns.items()
+        }
+        assert set(table["run_id"]) == set(results[results["status"] == "done"]["run_id"])
+    assert records.notes == []
+    run = results["run_id"][0]
+    assert records.configs[run]["num_clients"] == 3
+    assert set(records.configs) == set(results["run_id"])
+    assert len(records.configs) == 4
+    assert load(str(sweep)).equals(results)
+
+
+def test_folders_and_csvs_give_the_same_numbers(sweep: Path) -> None:
+    table = other_machine(sweep, "results_2.csv")
+    ours, theirs = load_records(sweep), load_records(table)
+    columns = [name for name in ours.results if name != "source"]
+    pd.testing.assert_frame_equal(ours.results[columns], theirs.results[columns])
+    key = ["run_id", "round"]
+    pd.testing.assert_frame_equal(
+        ours.rounds.sort_values(key, ignore_index=True),
+        theirs.rounds.sort_values(key, ignore_index=True),
+    )
+    assert theirs.messages.empty
+    both = load_records([sweep.parent, table, sweep, sweep / ours.results["run_id"][0]])
+    pd.testing.assert_frame_equal(both.results, ours.results)
+    assert len(both.rounds) == len(ours.rounds)
+
+
+def test_settings_are_read_without_the_sweeps_csv(sweep: Path) -> None:
+    before = load_records(sweep).results
+    (sweep / "results.csv").unlink()
+    pd.testing.assert_frame_equal(load_records(sweep).results, before)
+
+
+def test_the_same_run_with_other_numbers_stops(sweep: Path) -> None:
+    table = other_machine(sweep)
+    rows = pd.read_csv(table)
+    rows.loc[rows["compression"] == "topk", "total_bytes"] += 1
+    rows.to_csv(table, index=False)
+    with pytest.raises(ResultsError) as raised:
+        load([sweep, table])
+    message = str(raised.value)
+    assert f"total_bytes {2**53 + 1} in {sweep}" in message
+    assert f"{2**53 + 2} in {table}: leave one of them out" in message
+
+
+def test_a_finished_run_counts_before_a_failed_one(sweep: Path, run_config: Build) -> None:
+    table = other_machine(sweep)
+    config = run_config("seed=9")
+    finished(config).write(sweep)
+    for paths in ([sweep, table], [table, sweep]):
+        records = load_records(paths)
+        assert records.results["status"].tolist() == ["done"] * 4
+        assert any(f"run {config.run_id} failed in" in note for note in records.notes)
+
+
+def test_what_was_announced_but_not_recorded_is_missing(sweep: Path, run_config: Build) -> None:
+    killed = run_config("seed=7")
+    announce([killed], sweep)
+    announce([killed], sweep)  # the same command again
+    collect(sweep)
+    records = load_records(sweep)
+    row = records.results.set_index("run_id").loc[killed.run_id]
+    assert (row["status"], row["seed"]) == ("missing", 7)
+    assert "run the sweep again" in row["error"]
+    finished(killed).write(sweep)
+    assert "missing" not in set(load(sweep)["status"])
+
+
+def test_damaged_folders_are_missing_with_the_reason(sweep: Path, run_config: Build) -> None:
+    none, topk = run_config("compression=none").run_id, run_config("compression=topk").run_id
+    (sweep / none / "status.json").write_text('{"status": "do')
+    (sweep / "results.csv").unlink()
+    (sweep / topk / "config.yaml").write_text("a: [")
+    records = load_records(sweep)
+    rows = records.results.set_index("run_id")
+    assert rows.loc[[none, topk], "status"].tolist() == ["missing", "missing"]
+    assert "damaged" in rows.loc[none, "error"]
+    assert "config.yaml is damaged" in rows.loc[topk, "error"]
+    assert len(records.notes) == 2
+
+
+@pytest.mark.parametrize("status", [{"schema_version": 0}, {}, []])
+def test_another_schema_version_is_an_error(sweep: Path, status: object) -> None:
+    folder = next(path for path in sweep.iterdir() if path.is_dir())
+    (folder / "status.json").write_text(json.dumps(status))
+    with pytest.raises(ResultsError, match=r"has schema version (0|None), this version reads 1"):
+        load(sweep)
+
+
+def test_mixed_schema_versions_are_an_error(sweep: Path) -> None:
+    table = other_machine(sweep)
+    rows = pd.read_csv(table)
+    rows.loc[0, "schema_version"] = 2
+    rows.to_csv(table, index=False)
+    with pytest.raises(ResultsError, match=r"rows of schema version 1, 2, this version reads 1"):
+        load(table)
+
+
+def test_a_missing_column_is_named(sweep: Path) -> None:
+    table = other_machine(sweep)
+    pd.read_csv(table).drop(columns=["uplink_bytes", "loss"]).to_csv(table, index=False)
+    with pytest.raises(ResultsError, match="has no column uplink_bytes, loss: written by another"):
+        load(table)
+    shutil.copy(table, sweep / "results.csv")  # beside run folders it is not needed
+    records = load_records(sweep)
+    assert len(records.results) == 4
+    assert "read the run folders beside it instead" in records.notes[0]
+
+
+def test_a_last_line_cut_off_is_noted(sweep: Path) -> None:
+    table = other_machine(sweep)
+    whole = table.read_bytes()
+    for cut in (1, 5, 200):
+        table.write_bytes(whole[:-cut])
+        records = load_records(table)
+        assert len(records.results) == 3
+        assert "its last line is cut off" in records.notes[0]
+    # cut inside the quoted traceback, which has line ends of its own
+    head, _, _ = whole.partition(b"ValueError")
+    table.write_bytes(head)
+    kept = load_records(table).results
+    assert "failed" not in set(kept["status"])
+
+
+def test_rounds_cut_off_or_absent_are_noted(sweep: Path, run_config: Build) -> None:
+    none, topk = run_config("compression=none").run_id, run_config("compression=topk").run_id
+    path = sweep / none / "rounds.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+    (sweep / topk / "rounds.csv").unlink()
+    records = load_records(sweep)
+    assert records.rounds["run_id"].value_counts()[none] == 2
+    assert topk not in set(records.rounds["run_id"])
+    assert len(records.notes) == 2
+    table = other_machine(sweep)
+    (table.parent / "rounds.csv").unlink()
+    records = load_records(table)
+    assert records.rounds.empty
+    assert "no rounds.csv beside it" in records.notes[0]
+
+
+def test_a_row_that_stands_twice_counts_once(sweep: Path) -> None:
+    table = other_machine(sweep)
+    rows = pd.read_csv(table)
+    pd.concat([rows, rows.iloc[[0]]]).to_csv(table, index=False)
+    records = load_records(table)
+    assert len(records.results) == 4
+    assert "1 row(s) stand there twice" in records.notes[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n1,2\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"run_id\n1,2,3\n", b'"never closed\n1,2'],
+)
+def test_a_csv_that_is_not_ours_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(ResultsError, match=r"x\.csv (has no column|cannot be read)"):
+        load(tmp_path / "x.csv")
+
+
+def test_wrong_types_are_an_error(sweep: Path) -> None:
+    table = other_machine(sweep)
+    rows = pd.read_csv(table).astype({"total_bytes": object})
+    rows["total_bytes"] = "many"
+    rows.to_csv(table, index=False)
+    with pytest.raises(ResultsError, match="many"):
+        load(table)
+
+
+def test_the_report_survives_every_oddity(sweep: Path, tmp_path: Path, run_config: Build) -> None:
+    announce([run_config("seed=7")], sweep)
+    (sweep / run_config("compression=topk").run_id / "config.yaml").unlink()
+    (sweep / "results.csv").unlink()
+    assert main([str(sweep), "--out", str(tmp_path / "out"), "--target-loss", "1"]) == 0
+    assert "is missing" not in (tmp_path / "out" / "tables" / "compression.md").read_text()
+    failures = pd.read_csv(tmp_path / "out" / "tables" / "failures.csv")
+    assert sorted(failures["status"]) == ["failed", "missing", "missing"]
+
+
+def test_nothing_but_failures_is_a_report(tmp_path: Path, run_config: Build) -> None:
+    RunRecord(run_config(), "failed", error="boom").write(tmp_path)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert not list((tmp_path / "out" / "figures").iterdir())
+    assert "boom" in (tmp_path / "out" / "tables" / "failures.md").read_text()

@@ -1,0 +1,429 @@
+"""The report against numbers worked out here, from the message books and the loss files alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from fedbw_sweep import run
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.report import figure
+from fedbw_sweep.report.__main__ import main
+from fedbw_sweep.report.measure import Options, measure
+from fedbw_sweep.report.render import Rendered, escape_latex
+from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
+from fedbw_sweep.results import RunRecord, announce, collect, load_records
+
+from .conftest import ROOT, SMALL
+from .local import simulator
+
+METHODS, CLIENTS, SEEDS = ("none", "int8", "topk"), (2, 4), (1, 2, 3)
+KILLED, DIVERGED = ("int8", 4, 3), ("topk", 2, 2)
+TARGET, BUDGET = 5.14, 25e6
+Cell = tuple[str, int, int]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 cells really trained, but for one that was killed and one that diverged."""
+    from hydra import compose, initialize_config_dir
+
+    from fedbw_sweep.config import CONF
+
+    folder = tmp_path_factory.mktemp("outputs") / "sweep"
+    folder.mkdir()
+    text = folder.parent / "text.txt"
+    text.write_text("".join(f"{n} green bottles hanging on the wall\n" for n in range(200)))
+    quick = (*SMALL, "fraction_fit=1.0", "data=text", f"data.path={text}", "data.partition=iid")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        configs = {
+            (method, clients, seed): RunConfig.from_hydra(
+                compose(
+                    "config",
+                    [*quick, f"compression={method}", f"num_clients={clients}", f"seed={seed}"],
+                )
+            )
+            for method in METHODS
+            for clients in CLIENTS
+            for seed in SEEDS
+        }
+    announce(configs.values(), folder)
+    evaluate = run.heldout_loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "simulate", simulator())
+        for cell, config in configs.items():
+            if cell != KILLED:
+                diverges = cell == DIVERGED
+                patch.setattr(
+                    run, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
+                )
+                run.execute(config, folder)
+    collect(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    arguments = [str(sweep), "--out", str(out), "--target-loss", str(TARGET)]
+    assert main([*arguments, "--budget-mb", str(BUDGET / 1e6)]) == 0
+    return out
+
+
+def books(sweep: Path) -> dict[Cell, dict[str, list[float]]]:
+    """Each finished run's bytes by round, from its messages, and its losses, in plain Python."""
+    found = {}
+    for folder in sweep.iterdir():
+        if not (folder / "status.json").exists():
+            continue
+        if json.loads((folder / "status.json").read_text())["status"] != "done":
+            continue
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        cell = (config["compression"]["name"], config["num_clients"], config["seed"])
+        with (folder / "rounds.csv").open() as file:
+            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        sent = {"uplink": [0] * len(losses), "downlink": [0] * len(losses)}
+        for message in pq.read_table(folder / "messages.parquet").to_pylist():
+            sent[message["direction"]][message["round"]] += message["payload_bytes"]
+        found[cell] = {"loss": losses, "up": sent["uplink"], "down": sent["downlink"]}
+    return found
+
+
+def table(report: Path, name: str) -> dict[tuple[str, int], dict[str, str]]:
+    with (report / "tables" / f"{name}.csv").open() as file:
+        return {(row["compression"], int(row["num_clients"])): row for row in csv.DictReader(file)}
+
+
+def near(text: str, value: float | None) -> bool:
+    return (
+        text == "" if value is None else float(text) == pytest.approx(value, rel=1e-12, abs=1e-15)
+    )
+
+
+def test_every_number_is_right(sweep: Path, report: Path) -> None:
+    runs = books(sweep)
+    assert len(runs) == 16
+    costs, targets = table(report, "compression"), table(report, "bytes_to_target")
+    budgets = table(report, "loss_at_budget")
+    assert len(costs) == len(targets) == len(budgets) == 6
+    counts = set()
+    for (method, clients), row in costs.items():
+        own = {s: runs[method, clients, s] for s in SEEDS if (method, clients, s) in runs}
+        base = {s: runs["none", clients, s] for s in own}
+        up = [sum(r["up"]) for r in own.values()]
+        down = [sum(r["down"]) for r in own.values()]
+        last = [r["loss"][-1] for r in own.values()]
+        pairs = [own[s]["loss"][-1] - base[s]["loss"][-1] for s in own]
+        assert near(row["uplink_bytes"], statistics.mean(up))
+        assert near(row["downlink_bytes"], statistics.mean(down))
+        assert near(row["total_bytes"], statistics.mean(up) + statistics.mean(down))
+        assert near(row["loss"], statistics.mean(last))
+        assert near(row["loss_sd"], statistics.stdev(last))
+        assert near(row["loss_difference"], statistics.mean(pairs))
+        assert near(row["loss_difference_sd"], statistics.stdev(pairs))
+        ratio = statistics.mean(sum(b["up"]) / u for b, u in zip(base.values(), up, strict=True))
+        assert near(row["uplink_ratio"], ratio)  # the baseline sends dense fp32
+        lost = {k for k in (KILLED, DIVERGED) if k[:2] == (method, clients)}
+        assert (row["runs"], row["done"]) == ("3", str(3 - len(lost)))
+        assert row["missing"] == str(int(KILLED in lost))
+        assert row["failed"] == str(int(DIVERGED in lost))
+        assert row["loss_n"] == row["done"]
+
+        first = {
+            s: next((n for n, loss in enumerate(r["loss"]) if loss <= TARGET), None)
+            for s, r in own.items()
+        }
+        reached = {s: n for s, n in first.items() if n is not None}
+        counts.add((len(reached), len(own)))
+        row = targets[method, clients]
+        mean = statistics.mean(reached.values()) if reached else None
+        assert near(row["rounds_to_target"], mean)
+        assert row["rounds_to_target_n"] == str(len(reached))
+        for direction, column in (("up", "uplink"), ("down", "downlink")):
+            spent = [sum(own[s][direction][: n + 1]) for s, n in reached.items()]
+            assert near(row[f"{column}_bytes_to_target"], statistics.mean(spent) if spent else None)
+
+        row = budgets[method, clients]
+        for directions, column in (
+            (["up"], "loss_at_uplink_budget"),
+            (["up", "down"], "loss_at_budget"),
+        ):
+            bought = []
+            for r in own.values():
+                spent = [sum(sum(r[d][: n + 1]) for d in directions) for n in range(len(r["loss"]))]
+                bought.append([x for x, s in zip(r["loss"], spent, strict=True) if s <= BUDGET][-1])
+            assert near(row[column], statistics.mean(bought))
+    assert len(counts) > 2, "the target is too easy or too hard to tell anything"
+
+
+def test_the_killed_and_the_diverged_are_named(sweep: Path, report: Path) -> None:
+    with (report / "tables" / "failures.csv").open() as file:
+        rows = {
+            (r["compression"], int(r["num_clients"]), int(r["seed"])): r
+            for r in csv.DictReader(file)
+        }
+    assert set(rows) == {KILLED, DIVERGED}
+    assert rows[KILLED]["status"] == "missing"
+    assert "never recorded" in rows[KILLED]["error"]
+    assert rows[DIVERGED]["status"] == "failed"
+    assert "held-out loss is nan" in rows[DIVERGED]["error"]
+    text = (report / "tables" / "compression.md").read_text()
+    assert "2 of 3: 1 failed" in text
+    assert "2 of 3: 1 missing" in text
+    assert "failed: topk, num_clients=2, seed=2: round 0: held-out loss is nan; lower lr" in text
+
+
+def test_what_is_written(report: Path) -> None:
+    tables = ("bytes_to_target", "compression", "failures", "loss_at_budget")
+    assert sorted(p.stem for p in (report / "tables").glob("*.tex")) == sorted(tables)
+    for name in tables:
+        for suffix in ("csv", "md", "tex", "html"):
+            assert (report / "tables" / f"{name}.{suffix}").stat().st_size > 100
+        ElementTree.fromstring(f"<x>{(report / 'tables' / f'{name}.html').read_text()}</x>")
+    for name in ("loss_against_bytes", "pareto_front", "bytes_by_round"):
+        assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert b"/Type0" in (report / "figures" / f"{name}.pdf").read_bytes()
+        svg = (report / "figures" / f"{name}.svg").read_text()
+        assert "payload" in svg  # text, not outlines
+    latex = (report / "tables" / "compression.tex").read_text()
+    assert "\\toprule" in latex
+    assert "|" not in latex.split("tabular}{")[1].split("}")[0]
+    assert "\\textbf{" in latex
+
+
+def test_the_report_is_reproducible(sweep: Path, report: Path, tmp_path: Path) -> None:
+    again = [str(sweep), "--out", str(tmp_path), "--target-loss", str(TARGET)]
+    assert main([*again, "--budget-mb", str(BUDGET / 1e6)]) == 0
+    for path in report.rglob("*.*"):
+        if path.is_file() and path.suffix != ".html":
+            assert path.read_bytes() == (tmp_path / path.relative_to(report)).read_bytes(), path
+
+
+def test_every_column_of_its_csvs_is_documented(report: Path, sweep: Path) -> None:
+    page = (ROOT / "docs" / "columns.md").read_text()
+    settings = set(load_records(sweep, messages=False).results.columns)
+    for path in [*report.glob("*.csv"), *(report / "tables").glob("*.csv")]:
+        for name in pd.read_csv(path, nrows=0).columns:
+            stem = next((m for m in NUMBERS if name in {f"{m}_sd", f"{m}_n", f"{m}_speedup"}), name)
+            shown = name if stem == name else f"<measure>{name.removeprefix(stem)}"
+            assert name in settings or f"`{shown}`" in page, f"{path.name}: {name}"
+    for name in TABLE_COLUMNS:
+        assert f"`{name}`" in page
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_latex_compiles(report: Path, tmp_path: Path) -> None:
+    if subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode:
+        pytest.skip("needs booktabs")
+    shutil.copytree(report, tmp_path, dirs_exist_ok=True)
+    nasty = "50% of $x_1 & {#2} ~ ^ \\ <|> \"q\" 'r' é ü ß 中 ± — …\x07"
+    frame = pd.DataFrame({"a_b & c": [nasty], "x (%)": ["1.0 ± 0.1"]})
+    best = pd.DataFrame(True, frame.index, frame.columns)
+    Rendered("nasty", nasty, frame, best, frame, (nasty,)).write(tmp_path / "tables")
+    document = (tmp_path / "report.tex").read_text()
+    end = r"\end{document}"
+    (tmp_path / "report.tex").write_text(document.replace(end, r"\input{tables/nasty}" + end))
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+def test_special_characters_are_escaped() -> None:
+    assert escape_latex("a_b & 5% $#{}") == r"a\_b \& 5\% \$\#\{\}"
+    assert escape_latex("\\~^") == r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
+    frame = pd.DataFrame({"a|b": ["<x> | *y*"]})
+    table = Rendered("n", "t", frame, pd.DataFrame(True, frame.index, frame.columns), frame)
+    assert r"| **\<x> \| \*y\*** |" in table.to_markdown()
+    assert "<strong>&lt;x&gt; | *y*</strong>" in table.to_html()
+
+
+def small_sweep(folder: Path, run_config: Callable[..., RunConfig]) -> None:
+    """Two methods whose losses and bytes are easy to add up by hand."""
+    curves = {"none": ([4.0, 3.0, 2.0], 100), "topk": ([4.0, 3.5, 2.9], 10)}
+    for method, (losses, up) in curves.items():
+        for seed in (1, 2):
+            config = run_config(f"compression={method}", f"seed={seed}", "rounds=2")
+            shift = 0.1 * (seed - 1)
+            record = RunRecord(config, "done")
+            record.summary = {"loss": losses[-1] + shift, "uplink_bytes": 2 * up}
+            record.rounds = [
+                {
+                    "round": n,
+                    "loss": loss + shift,
+                    "uplink_bytes": up if n else 0,
+                    "downlink_bytes": 100 if n else 0,
+                    "cumulative_uplink_bytes": n * up,
+                    "cumulative_bytes": n * (up + 100),
+                }
+                for n, loss in enumerate(losses)
+            ]
+            record.write(folder)
+
+
+def build(folder: Path, name: str, options: Options) -> Rendered:
+    records = load_records(folder, messages=False)
+    builder = TableBuilder(measure(records, options), options)
+    spec = load_spec(SHIPPED / f"{name}.yaml")
+    assert builder.why_not(spec) is None
+    return builder.build(name, spec)
+
+
+def test_targets_speedups_and_dashes(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    table = build(tmp_path, "bytes_to_target", Options(target_loss=3.6))
+    rows = table.frame.set_index("compression")
+    # none: round 1 with both seeds, 100 B up; topk: round 1 (3.5) and 1 (3.6)
+    assert rows.loc["none", "rounds to target"] == "1.0 ± 0.0"
+    assert rows.loc["topk", "up (MB)"] == "0.00 (10.0x)"
+    assert table.best["up (MB)"].tolist() == [False, False]  # both print 0.00
+    table = build(tmp_path, "bytes_to_target", Options(target_loss=2.95))
+    rows = table.frame.set_index("compression")
+    assert rows.loc["topk", "rounds to target"] == "2.0 [1 of 2]"
+    assert table.best["rounds to target"].tolist() == [False, False]
+    table = build(tmp_path, "bytes_to_target", Options(target_loss=2.5))
+    rows = table.frame.set_index("compression")
+    assert rows.loc["topk", "rounds to target"] == "— (not reached in 2 rounds)"
+    assert rows.loc["topk", "total (MB)"] == "—"
+
+
+def test_best_and_paired_differences(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    table = build(tmp_path, "compression", Options())
+    assert table.frame["loss (nats/token)"].tolist() == ["2.050 ± 0.071", "2.950 ± 0.071"]
+    assert table.best["loss (nats/token)"].tolist() == [True, False]
+    differences = table.frame["loss - baseline's (nats/token)"].tolist()
+    assert differences == ["+0.000 ± 0.000", "+0.900 ± 0.000"]
+    table = build(tmp_path, "compression", Options(baseline={"compression": "int8"}))
+    assert "loss - baseline's (nats/token)" not in table.frame
+
+
+def test_budgets(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    table = build(tmp_path, "loss_at_budget", Options(budget_bytes=199))
+    assert table.frame.iloc[:, 2].tolist() == ["3.050 ± 0.071", "2.950 ± 0.071"]  # up: 1, 2 rounds
+    assert table.frame.iloc[:, 3].tolist() == ["4.050 ± 0.071", "3.550 ± 0.071"]  # both: 0, 1
+
+
+def test_a_table_of_ones_own(
+    tmp_path: Path, run_config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_sweep(tmp_path, run_config)
+    spec = tmp_path / "mine.yaml"
+    spec.write_text(
+        "title: Mine\nrows: [num_clients, rounds, compression]\ncolumns: []\nmeasures:\n"
+        "  - {value: loss, header: loss, aggregate: max, format: '.1f'}\n"
+    )
+    arguments = [str(tmp_path), "--out", str(tmp_path / "out"), "--spec", str(spec)]
+    assert main(arguments) == 0
+    assert "| none | 2 | 2.1 |" in capsys.readouterr().out
+    spec.write_text("title: Mine\nrows: [compression]\nmeasures:\n  - {value: lost, header: x}\n")
+    assert main(arguments) == 2
+    assert "no such measure" in capsys.readouterr().err
+    spec.write_text("title: Mine\nrows: [compresion]\nmeasures:\n  - {value: loss, header: x}\n")
+    assert main(arguments) == 2
+    assert "compresion: no such setting" in " ".join(capsys.readouterr().err.split())
+
+
+def test_settings_side_by_side(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    spec = load_spec(SHIPPED / "compression.yaml")
+    two = spec.model_copy(update={"rows": ["compression"], "columns": ["num_clients"]})
+    config = run_config("num_clients=5", "rounds=2")
+    RunRecord(config, "failed", error="boom").write(tmp_path)
+    records, options = load_records(tmp_path), Options()
+    table = TableBuilder(measure(records, options), options).build("t", two)
+    assert table.frame["compression"].tolist() == ["none", "topk"]
+    assert table.frame["loss (nats/token), num_clients=5"].tolist() == ["failed", ""]
+    assert table.frame["loss (nats/token), num_clients=32"][0] == "2.050 ± 0.071"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        ([".", "--target-loss", "-1"], "--target-loss=-1.0: a number above 0"),
+        ([".", "--budget-mb", "nan"], "--budget-mb=nan: a number above 0"),
+        ([".", "--baseline", "=x"], "--baseline==x: a compression choice"),
+        (["."], "holds no run"),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_ambiguous_baseline_is_refused(
+    tmp_path: Path, run_config: Callable[..., RunConfig]
+) -> None:
+    for density in (0.1, 0.2):
+        config = run_config("compression=topk", f"compression.density={density}")
+        RunRecord(config, "done", summary={"loss": 1.0}).write(tmp_path)
+    with pytest.raises(ConfigError, match=r"names 2 runs of one seed; add .*compression.density"):
+        measure(load_records(tmp_path), Options(baseline={"compression": "topk"}))
+    assert Options.parse_baseline("topk") == {"compression": "topk"}
+    parsed = Options.parse_baseline("compression=topk,compression.density=0.1")
+    assert parsed == {"compression": "topk", "compression.density": 0.1}
+    runs = measure(load_records(tmp_path), Options(baseline=parsed))
+    assert runs["loss_difference"].tolist() == [0.0, 0.0]
+
+
+def test_the_pareto_front() -> None:
+    final = pd.DataFrame({"sent": [1.0, 2.0, 2.0, 3.0, 4.0], "loss": [5.0, 5.0, 3.0, 4.0, 1.0]})
+    assert figure.pareto(final, "sent").tolist() == [True, False, True, False, True]
+
+
+def test_bytes_by_part(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    results = load_records(tmp_path, messages=False).results
+    parts = pd.DataFrame(
+        [
+            (run_id, f"layer.{n}.weight", part, 1000 * (n + 1))
+            for run_id in results["run_id"]
+            for n in range(30)
+            for part in ("values", "indices")
+        ],
+        columns=["run_id", "tensor", "part", "bytes"],
+    )
+    figure.bytes_by_part(results, parts, tmp_path / "parts.svg")
+    drawn = (tmp_path / "parts.svg").read_text()
+    assert ">10 other tensors</text>" in drawn
+    assert ">layer.29.weight</text>" in drawn
+
+
+def test_it_starts_without_what_trains() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import fedbw_sweep.report.__main__\n"
+        "print({'torch', 'ray', 'flwr'} & set(sys.modules), time.perf_counter() - t)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy, seconds = done.stdout.rsplit(" ", 1)
+    assert heavy == "set()"
+    assert float(seconds) < 3
