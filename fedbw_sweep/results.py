@@ -483,11 +483,11 @@ def _read_whole_lines(path: Path, notes: list[str]) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}") from None
-    if not data or data.endswith(b"\n"):
-        return data
     end = data.rfind(b"\n") + 1
     while data.count(b'"', 0, end) % 2:  # a line end inside a quoted error is not a row's
         end = data.rfind(b"\n", 0, end - 1) + 1
+    if end == len(data):
+        return data
     notes.append(f"{path}: its last line is cut off and was left out; copy the file again")
     return data[:end]
 
@@ -504,12 +504,13 @@ def _parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Dat
                 strings_can_be_null=True,
             ),
         )
-    except pa.ArrowInvalid as error:
+        missing = set(columns) - set(table.column_names)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read as a CSV of this version: {error}") from None
-    if missing := [name for name in columns if name not in table.column_names]:
+    if missing:
         raise ResultsError(
-            f"{path} has no column {', '.join(missing)}: written by another version, or not by "
-            "fedbw_sweep; docs/columns.md lists the columns"
+            f"{path} has no column {', '.join(name for name in columns if name in missing)}: "
+            "written by another version, or not by fedbw_sweep; docs/columns.md lists the columns"
         )
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
     return frame.astype({name: column.dtype for name, column in columns.items()})
