@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -184,9 +185,14 @@ class RunConfig(Section):
 
     @property
     def run_id(self) -> str:
-        """Twelve hexadecimal digits: a hash of `science` and the schema version."""
-        text = json.dumps([SCHEMA_VERSION, self.science], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """See `science_id`."""
+        return science_id(self.science)
+
+
+def science_id(science: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits: a hash of a run's science config and the schema version."""
+    text = json.dumps([SCHEMA_VERSION, science], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _readable(error: ValidationError, section: type[Section]) -> ConfigError:

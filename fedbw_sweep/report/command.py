@@ -1,0 +1,157 @@
+"""How a run's configuration differs from the defaults, and the command that repeats the run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig, science_id
+
+GROUPS = ("compression", "model", "data")
+"""The config groups that make up a run's science; each names its choice in ``name``."""
+
+OPTIONAL = {
+    "data": {k: f.default for k, f in DataConfig.model_fields.items() if not f.is_required()}
+}
+"""Defaults of the keys that a choice's file need not have."""
+
+ABSENT = "(absent)"
+"""Stands in `changes` for a key that one of the two configurations does not have."""
+
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[A-Za-z_/][\w/.:-]*", re.IGNORECASE)
+"""Strings that an override may hold without quotes and that stay strings."""
+
+
+def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare a run's science config with the defaults of its choices.
+
+    Parameters
+    ----------
+    config : mapping
+        A run's ``config.yaml``.
+
+    Returns
+    -------
+    dict
+        Dotted key -> (default, the run's value). A group's own key stands for its choice:
+        ``compression: ("none", "topk")``; its other keys are compared with that choice's own
+        defaults. Values are compared with their types: ``2`` is not ``2.0``, nor is its run.
+    """
+    top = _defaults()
+    found: dict[str, tuple[Any, Any]] = {}
+    for key, value in config.items():
+        if key not in GROUPS:
+            found |= _differences({key: top.get(key, ABSENT)}, {key: value})
+            continue
+        choice = value["name"]
+        if choice != top[key]["name"]:
+            found[key] = (top[key]["name"], choice)
+        filled = {**OPTIONAL.get(key, {}), **_choice(key, choice)}
+        found |= _differences(dict(_flat(key, filled)), dict(_flat(key, value)))
+    return found
+
+
+def command(config: Mapping[str, Any], sweep: str = "again") -> str:
+    """Write the shell command that repeats a run, into a sweep folder of its own.
+
+    Parameters
+    ----------
+    config : mapping
+        A run's ``config.yaml``.
+    sweep : str
+        Name of the sweep it goes to; in its old one the run counts as done.
+    """
+    known = {key for g in GROUPS for key, _ in _flat(g, _choice(g, config[g]["name"]))}
+    overrides = []
+    for key, (_, value) in changes(config).items():
+        added = "++" if "." in key and key not in known else ""
+        overrides.append(f"~{key}" if value == ABSENT else f"{added}{key}={_grammar(value)}")
+    seed = [] if "seed" in changes(config) else [f"seed={config['seed']}"]
+    return shlex.join(["python", "-m", "fedbw_sweep", *overrides, *seed, f"sweep={sweep}"])
+
+
+def config_from_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Undo `results.config_columns`, for a run of which only a row of results is at hand.
+
+    Parameters
+    ----------
+    row : mapping
+        A row of ``results.csv``, missing values as None.
+
+    Returns
+    -------
+    dict or None
+        The run's science config, proven by its ``run_id``; None if the columns do not tell it all.
+    """
+    config: dict[str, Any] = {}
+    for key in _defaults():
+        if key not in GROUPS:
+            config[key] = row.get(key)
+            continue
+        choice = str(row.get(key))
+        config[key] = {
+            inner: value if inner == "_target_" else _read(row.get(f"{key}.{inner}"))
+            for inner, value in (OPTIONAL.get(key, {}) | _choice(key, choice)).items()
+        } | {"name": choice}
+    return config if science_id(config) == row["run_id"] else None
+
+
+def _read(value: Any) -> Any:
+    """Read a setting's cell: what is no plain value stands there as JSON."""
+    is_json = isinstance(value, str) and value.startswith(("{", "["))
+    return json.loads(value) if is_json else value
+
+
+def _grammar(value: Any) -> str:
+    """Spell a value so that Hydra reads the same value and type."""
+    if isinstance(value, str):
+        quoted = QuotedString(value.replace("${", "\\${"), Quote.single).with_quotes()
+        return value if PLAIN.fullmatch(value) else quoted
+    if isinstance(value, list):
+        return f"[{','.join(map(_grammar, value))}]"
+    if isinstance(value, Mapping):  # only an empty one: others are compared key by key
+        return "{}"
+    return json.dumps(value)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}}
+    return {key: pair for key, pair in pairs.items() if json.dumps(pair[0]) != json.dumps(pair[1])}
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping) or not value:
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from _flat(f"{prefix}.{key}", inner)
+
+
+@cache
+def _defaults(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", list(overrides))
+    values = OmegaConf.to_container(
+        OmegaConf.masked_copy(composed, [str(k) for k in composed if k not in EXECUTION_KEYS])
+    )
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+@cache
+def _choice(group: str, name: str) -> dict[str, Any]:
+    """Return a choice's own defaults; only its name is known of a user's choice outside conf/."""
+    try:
+        choice: dict[str, Any] = _defaults(f"{group}={name}")[group]
+    except MissingConfigException:
+        return {"name": name}
+    return choice

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+
+import pytest
+
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.report.command import changes, command
+
+Build = Callable[..., RunConfig]
+
+OVERRIDES = [
+    (),
+    ("compression=topk", "compression.density=0.01", "seed=3", "num_clients=8"),
+    ("compression=lowrank_ecsq", "compression.step=4", "rounds=0"),  # 4, not the default's 4.0
+    ("compression=none", "compression.error_feedback=true", "lr=1e-22"),
+    ("model=tiny", "model.architecture.vocab_size=300", "+model.architecture.use_cache=false"),
+    ("model=tiny", "~model.architecture.rotary_pct"),
+    ("model=hub", "model.name_or_path='007'"),
+    ("model=hub", "model.name_or_path='o\\'brien, {a}=\"c\" \\\\'", "local_steps=7"),
+    ("data=text", "data.path='null'", "data.client_column=who", "data.partition=natural"),
+    ("data=hub", "data.path=stanfordnlp/imdb", "data.split='train[:10%]'", "data.subset='1'"),
+    ("+data.split='a:b'", "data.alpha=1.0"),
+    ("experiment=seed",),
+]
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
+def test_the_command_makes_the_same_run(run_config: Build, overrides: tuple[str, ...]) -> None:
+    config = run_config(*overrides)
+    python, flag, package, *arguments = shlex.split(command(config.science))
+    assert [python, flag, package] == ["python", "-m", "fedbw_sweep"]
+    assert arguments[-1] == "sweep=again"
+    assert run_config(*arguments).science == config.science
+    assert run_config(*arguments).run_id == config.run_id
+
+
+def test_only_what_differs_is_named(run_config: Build) -> None:
+    assert changes(run_config().science) == {}
+    config = run_config("compression=topk", "compression.density=0.01", "num_clients=8", "seed=2")
+    assert changes(config.science) == {
+        "num_clients": (32, 8),
+        "seed": (1, 2),
+        "compression": ("none", "topk"),
+        "compression.density": (0.1, 0.01),
+    }
+    assert command(config.science) == (
+        "python -m fedbw_sweep num_clients=8 seed=2 compression=topk compression.density=0.01 "
+        "sweep=again"
+    )
+
+
+def test_a_choice_from_elsewhere_is_spelt_out(run_config: Build) -> None:
+    science = run_config("compression=topk").science
+    science["compression"]["name"] = "mine"
+    assert "compression=mine" in command(science)
+    assert "++compression.density=0.1" in command(science)
