@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException
@@ -99,14 +100,25 @@ def config_from_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
             continue
         choice = str(row.get(key))
         config[key] = {
-            inner: value if inner == "_target_" else _read(row.get(f"{key}.{inner}"))
+            inner: value if inner == "_target_" else read_setting(row.get(f"{key}.{inner}"))
             for inner, value in (OPTIONAL.get(key, {}) | _choice(key, choice)).items()
         } | {"name": choice}
     return config if science_id(config) == row["run_id"] else None
 
 
-def _read(value: Any) -> Any:
-    """Read a setting's cell: what is no plain value stands there as JSON."""
+def plain(values: Any, prefix: str = "") -> dict[str, str]:
+    """Write nested settings as dotted names with their values as text."""
+    return {name.removeprefix("."): as_text(value) for name, value in _flat(prefix, values)}
+
+
+def as_text(value: Any) -> str:
+    """Write a setting's value as the configuration files do."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_setting(value: Any) -> Any:
+    """Read a setting's cell in a table, where what is no plain value stands as JSON."""
     is_json = isinstance(value, str) and value.startswith(("{", "["))
     return json.loads(value) if is_json else value
 

@@ -33,11 +33,11 @@ function rowsOf(columns) {
   return Array.from({ length }, (_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
 }
 
-/** Fixed decimals, so that a column lines up; three digits where those would show none. */
-function formatted(value, decimals) {
+/** Fixed decimals, so that a column lines up; significant digits where those would show none. */
+function formatted(value, decimals, significant = 3) {
   if (value == null) return "–";
   const small = value !== 0 && Math.abs(value) < 10 ** -decimals;
-  const digits = small ? { maximumSignificantDigits: 3 } : { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
+  const digits = small ? { maximumSignificantDigits: significant } : { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
   return value.toLocaleString("en-US", digits);
 }
 
@@ -45,7 +45,7 @@ function spread(row, name) {
   const [, , decimals, divisor] = METRICS[name];
   const sd = row[`${name}_sd`];
   const mean = formatted(row[name] == null ? null : row[name] / divisor, decimals);
-  return sd ? [mean, ` ± ${formatted(sd / divisor, decimals)}`] : [mean, ""];
+  return sd ? [mean, ` ± ${formatted(sd / divisor, decimals, 1)}`] : [mean, ""];
 }
 
 const inBytes = (count) => (count == null ? "–" : `${Math.round(count).toLocaleString("en-US")} B`);
@@ -170,7 +170,7 @@ async function main() {
 
   // Table
   const head = make("tr", {}, ...columns.map((column) => {
-    const button = make("button", { type: "button", onclick: () => sort(column) }, column.heading);
+    const button = make("button", { type: "button", onclick: () => sort(column) }, make("span", {}, column.heading));
     if (column.unit) button.append(make("small", {}, column.unit));
     return make("th", { className: column.number ? "number" : "", scope: "col" }, button);
   }));
@@ -257,7 +257,7 @@ async function main() {
   const counts = {};
   for (const run of rowsOf(data.runs)) counts[run.environment] = (counts[run.environment] ?? 0) + 1;
   data.environments.forEach((environment, number) => {
-    const entries = Object.entries(environment).map(([key, value]) => make("div", {}, make("dt", {}, key), make("dd", {}, `${value ?? "null"}`)));
+    const entries = Object.entries(environment).map(([key, value]) => make("div", {}, make("dt", {}, key), make("dd", {}, value)));
     $("versions").append(
       make("h3", { id: `versions-${number + 1}` }, `${number + 1}: ${(counts[number] ?? 0).toLocaleString("en-US")} run${counts[number] === 1 ? "" : "s"}`),
       make("dl", { className: "settings" }, ...entries),

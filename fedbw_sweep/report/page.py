@@ -17,10 +17,16 @@ import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedbw_sweep.errors import ResultsError
-from fedbw_sweep.report.command import ABSENT, changes, command, config_from_columns
+from fedbw_sweep.report.command import (
+    as_text,
+    changes,
+    command,
+    config_from_columns,
+    plain,
+    read_setting,
+)
 from fedbw_sweep.report.figure import COLOURS
 from fedbw_sweep.report.table import varying_settings
-from fedbw_sweep.results import config_columns
 
 LIMIT = 1_500_000
 """Bytes a page may have."""
@@ -220,7 +226,7 @@ def _label(settings: Mapping[Any, Any]) -> str:
 
 def _runs(results: pd.DataFrame, records: Records) -> pd.DataFrame:
     known = {text: number for number, text in enumerate(_distinct_environments(records))}
-    numbers = {run: known[_as_text(own)] for run, own in records.environments.items()}
+    numbers = {run: known[_identity(own)] for run, own in records.environments.items()}
     runs = results[["configuration", "run_id", "seed", "status", "loss"]].copy()
     runs["loss"] = runs["loss"].astype(float).round(6)
     for name in ("uplink_bytes", "downlink_bytes"):
@@ -230,12 +236,12 @@ def _runs(results: pd.DataFrame, records: Records) -> pd.DataFrame:
     return runs.sort_values(["configuration", "seed"])
 
 
-def _as_text(environment: Mapping[str, Any]) -> str:
-    return json.dumps(config_columns(environment), sort_keys=True)
+def _identity(environment: Mapping[str, Any]) -> str:
+    return json.dumps(plain(environment), sort_keys=True)
 
 
 def _distinct_environments(records: Records) -> list[str]:
-    return list(dict.fromkeys(map(_as_text, records.environments.values())))
+    return list(dict.fromkeys(map(_identity, records.environments.values())))
 
 
 def _environments(records: Records) -> list[dict[str, Any]]:
@@ -251,16 +257,12 @@ def _details(records: Records, row: Mapping[Any, Any]) -> dict[str, Any]:
         except (KeyError, OSError, ResultsError):
             return {"changes": None, "command": None}
     found = {key: pair for key, pair in changes(config).items() if key != "seed"}
-    shown = [[key, *map(_shown, pair)] for key, pair in found.items()]
+    shown = [[key, *map(as_text, pair)] for key, pair in found.items()]
     return {"changes": shown, "command": command({**config, "seed": SEED})}
 
 
 SEED = "SEED"
 """Stands for the seed in the commands of a configuration."""
-
-
-def _shown(value: Any) -> str:
-    return value if value == ABSENT else json.dumps(value)
 
 
 def _curves(
@@ -321,9 +323,10 @@ def _overview(records: Records) -> dict[str, Any]:
     results = records.results
     varied = varying_settings(results)
     shared = {
-        name: results[name].iloc[0]
+        setting: value
         for name in results.columns[: results.columns.get_loc("run_id")]
         if len(results) and name not in varied and not pd.isna(results[name].iloc[0])
+        for setting, value in plain(read_setting(results[name].iloc[0]), name).items()
     }
     return {
         "runs": len(results),
@@ -375,13 +378,19 @@ def _series_encodings() -> dict[str, Any]:
     }
 
 
+ROUND_NUMBERS = "test(/^[125]/, format(datum.value, 'e')) ? format(datum.value, ',~g') : ''"
+"""Labels of a logarithmic axis: 1, 2, 5, 10, 20, ... Its other ticks stay without."""
+
+
 def _axes(title: str) -> dict[str, Any]:
     return {
         "x": alt.X(
             "mb:Q",
             scale=alt.Scale(type="log", nice=False, padding=12),
             axis=alt.Axis(
-                title=title, tickCount=6, labelExpr="format(datum.value, ',~g')", labelOverlap=True
+                title=title,
+                labelExpr=ROUND_NUMBERS,
+                labelOverlap=True,
             ),
         ),
         "y": alt.Y(
@@ -409,7 +418,7 @@ def _finished(chart: Any) -> dict[str, Any]:
         axis=alt.AxisConfig(
             gridColor="#e8e8e8", labelColor="#444", titleColor="#222", labelFontSize=12
         ),
-        legend=alt.LegendConfig(labelFontSize=12, labelColor="#222"),
+        legend=alt.LegendConfig(labelFontSize=12, labelColor="#222", symbolSize=70),
     )
     spec: dict[str, Any] = chart.to_dict()
     return spec
