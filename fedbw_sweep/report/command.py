@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -43,44 +43,61 @@ def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     Returns
     -------
     dict
-        Dotted key -> (default, the run's value). A group's own key stands for its choice:
-        ``compression: ("none", "topk")``; its other keys are compared with that choice's own
-        defaults. Values are compared with their types: ``2`` is not ``2.0``, nor is its run.
+        Dotted key -> (default, the run's value), without the seed. A group's own key stands for its
+        choice: ``compression: ("none", "topk")``; its other keys are compared with that choice's
+        own defaults. Values are compared with their types: ``2`` is not ``2.0``, nor is its run.
     """
     top = _defaults()
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in config.items():
-        if key not in GROUPS:
-            found |= _differences({key: top.get(key, ABSENT)}, {key: value})
+        if key == "seed":
             continue
-        choice = value["name"]
-        if choice != top[key]["name"]:
-            found[key] = (top[key]["name"], choice)
-        filled = {**OPTIONAL.get(key, {}), **_choice(key, choice)}
-        found |= _differences(dict(_flat(key, filled)), dict(_flat(key, value)))
+        if key not in GROUPS:
+            old, new = {key: top.get(key, ABSENT)}, {key: value}
+        else:
+            choice, default = value["name"], top[key]["name"]
+            if choice != default:
+                found[key] = (default, choice)
+            old, new = _flat_choice(key, choice), dict(_flat(key, value))
+        for name in old | new:
+            pair = old.get(name, ABSENT), new.get(name, ABSENT)
+            if type(pair[0]) is not type(pair[1]) or repr(pair[0]) != repr(pair[1]):
+                found[name] = pair
     return found
 
 
-def command(config: Mapping[str, Any], sweep: str = "again") -> str:
+def overrides(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Write what `changes` found as Hydra overrides, quoted for a shell."""
+    known: set[str] = set()
+    for group in GROUPS:
+        choice = found[group][1] if group in found else _defaults()[group]["name"]
+        known |= dict(_flat(group, _choice(group, choice))).keys()
+    return [
+        shlex.quote(
+            f"~{key}"
+            if value == ABSENT
+            else f"{'++' if '.' in key and key not in known else ''}{key}={_grammar(value)}"
+        )
+        for key, (_, value) in found.items()
+    ]
+
+
+def command(arguments: Iterable[str], seed: int | str) -> str:
     """Write the shell command that repeats a run, into a sweep folder of its own.
+
+    In its old sweep the run counts as done and would be skipped.
 
     Parameters
     ----------
-    config : mapping
-        A run's ``config.yaml``.
-    sweep : str
-        Name of the sweep it goes to; in its old one the run counts as done.
+    arguments : iterable of str
+        What `overrides` returns.
+    seed : int or str
+        The run's.
     """
-    known = {key for g in GROUPS for key, _ in _flat(g, _choice(g, config[g]["name"]))}
-    overrides = []
-    for key, (_, value) in changes(config).items():
-        added = "++" if "." in key and key not in known else ""
-        overrides.append(f"~{key}" if value == ABSENT else f"{added}{key}={_grammar(value)}")
-    seed = [] if "seed" in changes(config) else [f"seed={config['seed']}"]
-    return shlex.join(["python", "-m", "fedbw_sweep", *overrides, *seed, f"sweep={sweep}"])
+    return " ".join(["python -m fedbw_sweep", *arguments, f"seed={seed}", "sweep=again"])
 
 
-def config_from_columns(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def config_from_columns(row: Mapping[Any, Any]) -> dict[str, Any] | None:
     """Undo `results.config_columns`, for a run of which only a row of results is at hand.
 
     Parameters
@@ -135,17 +152,17 @@ def _grammar(value: Any) -> str:
     return json.dumps(value)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    pairs = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in {**old, **new}}
-    return {key: pair for key, pair in pairs.items() if json.dumps(pair[0]) != json.dumps(pair[1])}
-
-
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping) or not value:
         yield prefix, value
         return
     for key, inner in value.items():
         yield from _flat(f"{prefix}.{key}", inner)
+
+
+@cache
+def _flat_choice(group: str, name: str) -> dict[str, Any]:
+    return dict(_flat(group, OPTIONAL.get(group, {}) | _choice(group, name)))
 
 
 @cache

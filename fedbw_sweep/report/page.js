@@ -186,11 +186,18 @@ async function main() {
     return make("td", { className: column.number ? "number" : "" }, text);
   }
 
+  function commandOf(row, run) {
+    const overrides = row.changes.map((place) => data.changes[place][3]).join(" ");
+    const command = data.command.replace("SEED", run.seed);
+    return overrides ? command.replace("OVERRIDES", () => overrides) : command.replace(" OVERRIDES", "");
+  }
+
   function detail(row) {
     const inner = make("div", { className: "inner" });
     if (row.changes) {
       inner.append(make("h4", {}, row.changes.length ? "Differs from the defaults" : "The defaults"));
-      inner.append(make("dl", { className: "settings" }, ...row.changes.map(([key, old, value]) =>
+      const changed = row.changes.map((place) => data.changes[place]);
+      inner.append(make("dl", { className: "settings" }, ...changed.map(([key, old, value]) =>
         make("div", {}, make("dt", {}, key), make("dd", {}, make("s", {}, old), value)))));
     }
     inner.append(make("h4", {}, row.runsOf.length === 1 ? "Run" : "Runs"));
@@ -201,7 +208,7 @@ async function main() {
       if (run.status !== "done") line.append(" · ", make("a", { href: "#problems" }, "reason"));
       if (run.environment != null) line.append(" · ", make("a", { href: `#versions-${run.environment + 1}` }, `versions ${run.environment + 1}`));
       line.append(` · from ${run.source}`);
-      const command = row.command == null ? "its config.yaml was not among what this report was made from" : row.command.replace("seed=SEED", `seed=${run.seed}`);
+      const command = row.changes ? commandOf(row, run) : "its config.yaml was not among what this report was made from";
       inner.append(make("div", { className: "run" }, line, make("pre", { className: "command" }, command)));
     }
     const td = make("td", { colSpan: columns.length }, inner);

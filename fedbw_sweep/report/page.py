@@ -6,9 +6,8 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -22,11 +21,14 @@ from fedbw_sweep.report.command import (
     changes,
     command,
     config_from_columns,
+    overrides,
     plain,
     read_setting,
 )
 from fedbw_sweep.report.figure import COLOURS
-from fedbw_sweep.report.table import varying_settings
+from fedbw_sweep.report.render import Rendered
+from fedbw_sweep.report.table import run_labels, varying_settings
+from fedbw_sweep.results import RESULTS_COLUMNS, Records
 
 LIMIT = 1_500_000
 """Bytes a page may have."""
@@ -51,47 +53,7 @@ METRICS = (
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
 
-class Records(Protocol):
-    """What a report is made from; see `fedbw_sweep.results`."""
-
-    @property
-    def results(self) -> pd.DataFrame:
-        """A row per run: its configuration, then `RESULTS_COLUMNS` and ``source``."""
-
-    @property
-    def rounds(self) -> pd.DataFrame:
-        """A row per run and round, `ROUNDS_COLUMNS`."""
-
-    @property
-    def configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """Science configs by ``run_id``, of the runs whose ``config.yaml`` is known."""
-
-    @property
-    def environments(self) -> Mapping[str, Mapping[str, Any]]:
-        """Versions and execution settings by ``run_id``, where known."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a reader of the report must know about the files it was made from."""
-
-
-class PaperTable(Protocol):
-    """A finished table."""
-
-    @property
-    def name(self) -> str:
-        """File name without its suffix."""
-
-    @property
-    def title(self) -> str:
-        """Caption, as plain text."""
-
-    @property
-    def html(self) -> str:
-        """The ``<table>`` element, its text escaped."""
-
-
-def write_page(records: Records, tables: Sequence[PaperTable], path: Path) -> None:
+def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None:
     """Write a page that holds its data, its charts and all it needs to show them.
 
     What would make the file larger than `LIMIT` is left out, and the page says so.
@@ -100,7 +62,7 @@ def write_page(records: Records, tables: Sequence[PaperTable], path: Path) -> No
     ----------
     records : Records
         The runs.
-    tables : sequence of PaperTable
+    tables : sequence of Rendered
         Shown as they are.
     path : pathlib.Path
         Where to write, ``report.html``.
@@ -113,73 +75,65 @@ def write_page(records: Records, tables: Sequence[PaperTable], path: Path) -> No
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html")
+    results = records.results.reset_index(drop=True)
+    settings = [name for name in varying_settings(results) if name != "seed"]
+    configurations, of_run = _configurations(results, settings)
     fixed = {
         "vega": vl_convert.javascript_bundle(  # type: ignore[call-arg]  # its stub lacks the default
             vl_version=".".join(_VEGA_LITE)
         ),
         "charts": {"curves": _curves_chart(), "front": _front_chart()},
-        "overview": _overview(records),
-        "problems": _problems(records.results),
-        "notes": list(records.notes),
+        "overview": _overview(results),
+        "problems": _problems(results),
     }
-    share = 1.0
+    changed, of_each = _changes(records, results, of_run)
+    configurations["changes"] = pd.Series(of_each, dtype=object)
+    environments, numbers = _environments(records)
+    runs = _runs(results, of_run, numbers)
+
+    share = 1.0  # of what is on the page when there is room for all
     while True:
-        content = _Content.of(records, tables, share)
-        html = template.render(**fixed, content=content)
-        if len(html.encode()) <= LIMIT or share < 1e-3:
+        kept = int(CONFIGURATIONS * share)
+        curves, left_out = _curves(records.rounds, results, of_run, kept, int(POINTS * share))
+        if len(configurations) > kept:
+            left_out.append(
+                f"The table has {kept:,} of {len(configurations):,} configurations, those of the "
+                "lowest loss. All runs are in runs.csv."
+            )
+        fitting = [
+            table for table in tables if len(table.to_html().encode()) <= TABLE_BYTES * share
+        ]
+        left_out += [
+            f"The table “{table.title}” is too large for this page. It is in "
+            f"tables/{table.name}.html."
+            for table in tables
+            if table not in fitting
+        ]
+        data = {
+            "settings": settings,
+            "configurations": _columns(configurations.head(kept)),
+            "runs": _columns(runs[runs["configuration"] < kept]),
+            "changes": changed,
+            "command": command(["OVERRIDES"], "SEED"),
+            "environments": environments,
+            "curves": _columns(curves),
+        }
+        html = template.render(
+            **fixed, data=_packed(data), tables=fitting, notes=[*records.notes, *left_out]
+        )
+        if len(html.encode()) <= LIMIT or kept <= 1:
             break
-        share /= 2
+        share *= 0.7
     path.write_text(html, encoding="utf-8")
 
 
 _VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What of the records is on the page, and what was left out of it."""
-
-    data: str
-    tables: list[PaperTable]
-    left_out: list[str]
-
-    @classmethod
-    def of(cls, records: Records, tables: Sequence[PaperTable], share: float) -> _Content:
-        results = records.results.reset_index(drop=True)
-        settings = [name for name in varying_settings(results) if name not in ("seed", "source")]
-        configurations, of_run = _configurations(results, settings)
-        left_out = []
-
-        kept = max(1, int(CONFIGURATIONS * share))
-        if len(configurations) > kept:
-            left_out.append(
-                f"The table has {kept:,} of {len(configurations):,} configurations: those of the "
-                "lowest loss. All are in results.csv."
-            )
-        configurations = configurations.head(kept)
-        curves, note = _curves(records.rounds, results, of_run, kept, int(POINTS * share))
-        left_out += note
-        fitting = [table for table in tables if len(table.html.encode()) <= TABLE_BYTES * share]
-        left_out += [
-            f"Table “{table.title}” is too large for this page: see {table.name}.csv."
-            for table in tables
-            if table not in fitting
-        ]
-        of_each = np.unique(of_run, return_index=True)[1][:kept]
-        first = results.iloc[of_each].astype(object)
-        details = [
-            _details(records, row) for row in first.where(first.notna(), None).to_dict("records")
-        ]
-        runs = results[of_run < kept].assign(configuration=of_run)
-        data = {
-            "settings": settings,
-            "configurations": {**_columns(configurations), **_columns(pd.DataFrame(details))},
-            "runs": _columns(_runs(runs, records)),
-            "environments": _environments(records),
-            "curves": _columns(curves),
-        }
-        packed = gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
-        return cls(base64.b64encode(packed).decode(), fitting, left_out)
+def _packed(data: Any) -> str:
+    """Write JSON a third as long, in letters that need no escaping; browsers unpack it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _configurations(
@@ -196,73 +150,77 @@ def _configurations(
     of_run : pandas.Series
         The configuration's number for each row of `results`.
     """
-    text = results[settings].astype(object).where(results[settings].notna(), None)
-    key = text.map(repr).agg("|".join, axis=1) if len(results) else pd.Series(dtype=str)
+    label = run_labels(results, settings)
     done = results["status"] == "done"
-    numbers = results[list(METRICS)].astype(float).where(done)
-    groups = numbers.groupby(key, sort=False)
-    mean, sd = groups.mean(), groups.std(ddof=1)
-    table = mean.join(sd.add_suffix("_sd"))
-    table["done"] = done.groupby(key).sum()
-    table["failed"] = (results["status"] == "failed").groupby(key).sum()
-    table["runs"] = key.groupby(key).size()
-    own = text.groupby(key).head(1).set_axis(key.drop_duplicates())
-    table = own.join(table)
-    table["label"] = [_label(row) for row in own.to_dict("records")]
+    groups = results[list(METRICS)].astype(float).where(done).groupby(label, sort=False)
+    table = groups.mean().join(groups.std(ddof=1).add_suffix("_sd"))
+    table["done"] = done.groupby(label).sum()
+    table["failed"] = (results["status"] == "failed").groupby(label).sum()
+    table["runs"] = label.groupby(label).size()
     tasks = [name for name in settings if name.partition(".")[0] in ("model", "data")]
-    table["task"] = [", ".join(str(row[name]) for name in tasks) for row in own.to_dict("records")]
-    table = table.sort_values("loss", kind="stable", na_position="last")
-    order = pd.Series(np.arange(len(table)), index=table.index)
-    return table.reset_index(drop=True), key.map(order).astype(int)
+    own = results[settings].astype(object).where(results[settings].notna(), None)
+    own["task"] = run_labels(results, tasks)
+    first = own.groupby(label, sort=False).head(1)
+    table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
+    table = table.sort_values("loss", kind="stable", na_position="last", ignore_index=True)
+    return table, label.map(pd.Series(table.index, index=table["label"])).astype(int)
 
 
-def _label(settings: Mapping[Any, Any]) -> str:
-    return ", ".join(
-        str(value) if name == "compression" else f"{name}={value}"
-        for name, value in settings.items()
-        if value is not None
-    )
+def _changes(
+    records: Records, results: pd.DataFrame, of_run: pd.Series[int]
+) -> tuple[list[list[str]], list[list[int] | None]]:
+    """Say how each configuration differs from the defaults, in runs' own words and as overrides.
+
+    Returns
+    -------
+    changed : list of [key, default, value, override]
+        Each difference there is.
+    of_each : list
+        The differences of each configuration, as places in `changed`; None if unknown.
+    """
+    places: dict[tuple[str, ...], int] = {}
+    of_each: list[list[int] | None] = []
+    first = results.iloc[np.unique(of_run, return_index=True)[1]].astype(object)
+    for row in first.where(first.notna(), None).to_dict("records"):
+        config: Mapping[str, Any] | None = config_from_columns(row)
+        if config is None:
+            try:
+                config = records.configs[row["run_id"]]
+            except (KeyError, OSError, ResultsError):
+                of_each.append(None)
+                continue
+        found = changes(config)
+        texts = [
+            (key, as_text(old), as_text(new), override)
+            for (key, (old, new)), override in zip(found.items(), overrides(found), strict=True)
+        ]
+        of_each.append([places.setdefault(text, len(places)) for text in texts])
+    return [list(text) for text in places], of_each
 
 
-def _runs(results: pd.DataFrame, records: Records) -> pd.DataFrame:
-    known = {text: number for number, text in enumerate(_distinct_environments(records))}
-    numbers = {run: known[_identity(own)] for run, own in records.environments.items()}
-    runs = results[["configuration", "run_id", "seed", "status", "loss"]].copy()
-    runs["loss"] = runs["loss"].astype(float).round(6)
-    for name in ("uplink_bytes", "downlink_bytes"):
-        runs[name] = results[name]
-    runs["environment"] = results["run_id"].map(numbers)
-    runs["source"] = results["source"].astype(str)
+def _runs(
+    results: pd.DataFrame, of_run: pd.Series[int], environments: Mapping[str, int]
+) -> pd.DataFrame:
+    runs = results[["run_id", "seed", "status", "uplink_bytes", "downlink_bytes"]].copy()
+    runs["loss"] = results["loss"]
+    runs["configuration"] = of_run
+    runs["environment"] = results["run_id"].map(environments).astype("Int64")
+    folders = map(Path, results["source"].astype(str))
+    runs["source"] = [
+        str(folder.parent if folder.name == run else folder)
+        for folder, run in zip(folders, results["run_id"], strict=True)
+    ]
     return runs.sort_values(["configuration", "seed"])
 
 
-def _identity(environment: Mapping[str, Any]) -> str:
-    return json.dumps(plain(environment), sort_keys=True)
-
-
-def _distinct_environments(records: Records) -> list[str]:
-    return list(dict.fromkeys(map(_identity, records.environments.values())))
-
-
-def _environments(records: Records) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in _distinct_environments(records)]
-
-
-def _details(records: Records, row: Mapping[Any, Any]) -> dict[str, Any]:
-    """Say how a run's configuration differs from the defaults, and the command without its seed."""
-    config: Mapping[str, Any] | None = config_from_columns(row)
-    if config is None:
-        try:
-            config = records.configs[row["run_id"]]
-        except (KeyError, OSError, ResultsError):
-            return {"changes": None, "command": None}
-    found = {key: pair for key, pair in changes(config).items() if key != "seed"}
-    shown = [[key, *map(as_text, pair)] for key, pair in found.items()]
-    return {"changes": shown, "command": command({**config, "seed": SEED})}
-
-
-SEED = "SEED"
-"""Stands for the seed in the commands of a configuration."""
+def _environments(records: Records) -> tuple[list[dict[str, str]], dict[str, int]]:
+    """Return each environment there is, once, and the place of each run's in that list."""
+    places: dict[str, int] = {}
+    numbers = {
+        run: places.setdefault(json.dumps(environment, sort_keys=True), len(places))
+        for run, environment in records.environments.items()
+    }
+    return [plain(json.loads(text)) for text in places], numbers
 
 
 def _curves(
@@ -309,23 +267,20 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """Turn a table to lists for JSON: no NaN, no digits beyond what the page shows."""
     columns = {}
     for name, values in table.items():
-        if str(values.dtype).lower().startswith("float"):
-            numbers = values.astype(float)
+        if pd.api.types.is_float_dtype(values):
             digits = 0 if str(name).endswith("_bytes") else 5
-            values = numbers.round(digits).astype(object).where(numbers.notna(), None)
-            if not digits:
-                values = values.map(lambda number: None if number is None else int(number))
-        columns[str(name)] = [None if value is pd.NA else value for value in values.tolist()]
+            values = values.astype("Float64").round(digits)
+            values = values if digits else values.astype("Int64")
+        columns[str(name)] = values.astype(object).where(values.notna(), None).tolist()
     return columns
 
 
-def _overview(records: Records) -> dict[str, Any]:
-    results = records.results
+def _overview(results: pd.DataFrame) -> dict[str, Any]:
     varied = varying_settings(results)
     shared = {
         setting: value
-        for name in results.columns[: results.columns.get_loc("run_id")]
-        if len(results) and name not in varied and not pd.isna(results[name].iloc[0])
+        for name in results.columns
+        if name not in {*varied, *RESULTS_COLUMNS, "source"} and not pd.isna(results[name].iloc[0])
         for setting, value in plain(read_setting(results[name].iloc[0]), name).items()
     }
     return {
@@ -338,19 +293,17 @@ def _overview(records: Records) -> dict[str, Any]:
 def _problems(results: pd.DataFrame) -> list[dict[str, Any]]:
     """List the runs that are not done, those of one reason together, most frequent first."""
     bad = results[results["status"] != "done"]
+    labels = run_labels(results, varying_settings(results))
     reasons = bad["error"].fillna("no reason was recorded").str.strip()
-    names = [name for name in varying_settings(results) if name != "source"] if len(bad) else []
     problems = []
     for (status, why), runs in bad.groupby([bad["status"], reasons], sort=False):
         reason = str(why)
-        values = runs[names].astype(object).where(runs[names].notna(), None).to_dict("records")
-        ids = runs["run_id"].astype(object).where(runs["run_id"].notna(), None)
         problems.append(
             {
                 "status": status,
                 "summary": reason.splitlines()[-1][:300],
                 "text": reason[-ERROR_LENGTH:],
-                "runs": [[_label(row), run] for row, run in zip(values, ids, strict=True)],
+                "runs": list(zip(labels[runs.index], runs["run_id"], strict=True)),
             }
         )
     return sorted(problems, key=lambda problem: -len(problem["runs"]))
