@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig, science_id
@@ -181,6 +181,6 @@ def _choice(group: str, name: str) -> dict[str, Any]:
     """Return a choice's own defaults; only its name is known of a user's choice outside conf/."""
     try:
         choice: dict[str, Any] = _defaults(f"{group}={name}")[group]
-    except MissingConfigException:
+    except HydraException:
         return {"name": name}
     return choice

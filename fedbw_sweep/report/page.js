@@ -100,7 +100,7 @@ async function main() {
   // Charts
   const views = {};
   const describe = (row) => ({
-    configuration: row.number,
+    number: row.number,
     label: row.label,
     series: series(row),
     task: row.task,
@@ -155,8 +155,10 @@ async function main() {
     const tasks = new Set(points.front.map((point) => point.task)).size;
     $("front-note").textContent = points.front.length
       ? `${front} of ${points.front.length.toLocaleString("en-US")} on the Pareto front${tasks > 1 ? `s of ${tasks} tasks` : ""}; dominated ones are grey.`
-      : "No run that is done.";
+      : "No run with bytes and a loss.";
     for (const [name, values] of Object.entries(points)) {
+      $(name).hidden = !values.length; // scales have no sense then
+      if (!values.length) continue;
       if (!views[name]) {
         const spec = { ...specs[name], datasets: { points: values } };
         spec.params.find((parameter) => parameter.name === "series_names").value = seriesNames();
@@ -198,7 +200,7 @@ async function main() {
       inner.append(make("h4", {}, row.changes.length ? "Differs from the defaults" : "The defaults"));
       const changed = row.changes.map((place) => data.changes[place]);
       inner.append(make("dl", { className: "settings" }, ...changed.map(([key, old, value]) =>
-        make("div", {}, make("dt", {}, key), make("dd", {}, make("s", {}, old), value)))));
+        make("div", {}, make("dt", {}, key), make("dd", {}, make("s", {}, old), " ", value)))));
     }
     inner.append(make("h4", {}, row.runsOf.length === 1 ? "Run" : "Runs"));
     for (const run of row.runsOf) {

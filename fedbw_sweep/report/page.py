@@ -33,11 +33,11 @@ from fedbw_sweep.results import RESULTS_COLUMNS, Records
 LIMIT = 1_500_000
 """Bytes a page may have."""
 
-CONFIGURATIONS, POINTS, TABLE_BYTES, REASONS = 10_000, 12_000, 60_000, 100
-"""At most so many rows, points of all curves together, bytes of one paper table, error texts."""
+CONFIGURATIONS, POINTS, TABLE_BYTES = 10_000, 12_000, 60_000
+"""At most so many rows of the main table, points of all curves together, bytes of one table."""
 
-ERROR_LENGTH = 2_000
-"""Characters of one error's text."""
+REASONS, ERROR_LENGTH, NOTES = 50, 1_000, 30
+"""At most so many different reasons why runs failed, characters of one, remarks on the files."""
 
 METRICS = (
     "loss",
@@ -85,11 +85,16 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
         "charts": {"curves": _curves_chart(), "front": _front_chart()},
         "overview": _overview(results),
         "problems": _problems(results),
+        "reasons": REASONS,
     }
     changed, of_each = _changes(records, results, of_run)
     configurations["changes"] = pd.Series(of_each, dtype=object)
     environments, numbers = _environments(records)
     runs = _runs(results, of_run, numbers)
+
+    remarks = list(records.notes[:NOTES])
+    if len(records.notes) > NOTES:
+        remarks.append(f"and {len(records.notes) - NOTES:,} more remarks on the files")
 
     share = 1.0  # of what is on the page when there is room for all
     while True:
@@ -119,7 +124,7 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
             "curves": _columns(curves),
         }
         html = template.render(
-            **fixed, data=_packed(data), tables=fitting, notes=[*records.notes, *left_out]
+            **fixed, data=_packed(data), tables=fitting, notes=remarks + left_out
         )
         if len(html.encode()) <= LIMIT or kept <= 1:
             break
@@ -243,7 +248,7 @@ def _curves(
             own = own[own["configuration"].isin(chosen)]
             left_out.append(
                 f"The loss curves of {most:,} of {curves:,} configurations are here, evenly from "
-                "the lowest to the highest loss. All are in rounds.csv."
+                "the lowest to the highest loss. The runs' rounds.csv have all."
             )
         per_curve = int(np.clip(points // min(curves, most), 10, 60))
         shown = np.unique(np.geomspace(1, last, per_curve).round().astype(int))
@@ -251,7 +256,7 @@ def _curves(
             own = own[own["round"].isin(shown) | (own["round"] == last)]
             left_out.append(
                 f"A loss curve has at most {len(shown)} of its {last} rounds, evenly on the "
-                "logarithmic axis. All are in rounds.csv."
+                "logarithmic axis. The runs' rounds.csv have all."
             )
     groups = own.groupby(["configuration", "round"], as_index=False)
     averaged = groups.agg(
@@ -285,7 +290,7 @@ def _overview(results: pd.DataFrame) -> dict[str, Any]:
     }
     return {
         "runs": len(results),
-        "statuses": results["status"].value_counts().to_dict(),
+        "statuses": results["status"].value_counts().sort_index().to_dict(),
         "shared": shared,
     }
 
@@ -388,7 +393,7 @@ TOOLTIP = [
 def _curves_chart() -> dict[str, Any]:
     zoom, picked, names = _selections()
     base = alt.Chart(alt.NamedData("points")).encode(
-        **_axes("MB sent so far (10⁶ bytes, log scale)"), detail="configuration:N"
+        **_axes("MB sent so far (10⁶ bytes, log scale)"), detail="number:N"
     )
     colour, shape = _series_encodings().values()
     visible = alt.when(picked)
