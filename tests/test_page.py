@@ -112,7 +112,9 @@ def browser() -> Iterator[Browser]:
         found = [own] if Path(own).exists() else [p for p in map(shutil.which, names) if p]
         if not found:
             pytest.skip("no Chromium here: apt-get install chromium, or playwright install")
-        launched = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        launched = playwright.chromium.launch(
+            executable_path=found[0], args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield launched
         launched.close()
 
@@ -256,7 +258,9 @@ def test_pointing_at_a_mark_tells_its_numbers(report: Path, opened: Open) -> Non
 
 def test_the_legend_filters_and_the_wheel_zooms(report: Path, opened: Open) -> None:
     page = opened(report)
-    page.locator("#curves .role-legend-symbol path").first.click(force=True)  # int8
+    entry = page.locator("#legend").get_by_role("button", name="int8")
+    entry.click()
+    expect(entry).to_have_attribute("aria-pressed", "true")
 
     def opacities() -> set[tuple[str, str | None]]:
         paths = page.locator("#curves .mark-symbol.role-mark path").all()
@@ -264,6 +268,8 @@ def test_the_legend_filters_and_the_wheel_zooms(report: Path, opened: Open) -> N
         return set(zip(labels, (path.get_attribute("opacity") for path in paths), strict=True))
 
     assert {name for name, opacity in opacities() if opacity == "1"} == {"int8"}
+    entry.click()
+    assert {name for name, opacity in opacities() if opacity == "1"} == set(LOSSES)
 
     def ticks() -> list[str]:
         return page.locator("#curves .role-axis-label text").all_text_contents()

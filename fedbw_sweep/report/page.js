@@ -12,6 +12,7 @@ const METRICS = {
   uplink_ratio: ["uplink ratio", "×", 1, 1],
   bits_per_coordinate: ["bits per coordinate", "uplink", 3, 1],
 };
+const GLYPHS = { circle: "●", square: "■", "triangle-up": "▲", diamond: "◆", "triangle-down": "▼", cross: "✚" };
 const $ = (id) => document.getElementById(id);
 
 function make(tag, properties = {}, ...children) {
@@ -99,6 +100,7 @@ async function main() {
 
   // Charts
   const views = {};
+  const picked = new Set(); // series chosen in the legend; none is all
   const describe = (row) => ({
     number: row.number,
     label: row.label,
@@ -143,6 +145,19 @@ async function main() {
     }
     return points;
   }
+  function legend(names) {
+    $("legend").replaceChildren(...names.map((name, i) => {
+      const [colour, shape] = data.styles[i % data.styles.length];
+      const swatch = make("i", { ariaHidden: "true" }, GLYPHS[shape]);
+      swatch.style.color = colour;
+      const pick = () => {
+        if (!picked.delete(name)) picked.add(name);
+        draw();
+        $("legend").children[i].focus(); // the buttons are new
+      };
+      return make("button", { type: "button", ariaPressed: picked.has(name), onclick: pick }, swatch, name);
+    }));
+  }
   async function draw() {
     const withCurve = shown.filter((row) => row.points.length);
     const step = Math.max(1, withCurve.length / CURVES);
@@ -151,21 +166,26 @@ async function main() {
     const front = points.front.filter((point) => !point.dominated).length;
     $("curves-note").textContent = withCurve.length > CURVES
       ? `${CURVES} of ${withCurve.length.toLocaleString("en-US")} configurations, evenly from the table as it is sorted; filter to see others.`
-      : `${withCurve.length} configuration${withCurve.length === 1 ? "" : "s"}, mean over seeds${chosen.some((row) => row.points.some((point) => point.sd)) ? ", band ± sd" : ""}.`;
+      : `${withCurve.length} configuration${withCurve.length === 1 ? "" : "s"}${withCurve.some((row) => row.done > 1) ? ", mean over seeds" : ""}${chosen.some((row) => row.points.some((point) => point.sd)) ? ", band ± sd" : ""}.`;
     const tasks = new Set(points.front.map((point) => point.task)).size;
     $("front-note").textContent = points.front.length
       ? `${front} of ${points.front.length.toLocaleString("en-US")} on the Pareto front${tasks > 1 ? `s of ${tasks} tasks` : ""}; dominated ones are grey.`
       : "No run with bytes and a loss.";
+    const names = seriesNames();
+    for (const name of picked) if (!names.includes(name)) picked.delete(name);
+    legend(names);
+    const signals = { series_names: names, picked: [...picked] };
     for (const [name, values] of Object.entries(points)) {
       $(name).hidden = !values.length; // scales have no sense then
       if (!values.length) continue;
       if (!views[name]) {
         const spec = { ...specs[name], datasets: { points: values } };
-        spec.params.find((parameter) => parameter.name === "series_names").value = seriesNames();
+        for (const parameter of spec.params) if (parameter.name in signals) parameter.value = signals[parameter.name];
         const { view } = await vegaEmbed(`#${name}`, spec, { actions: false, renderer: "svg", logLevel: 1 });
         views[name] = view;
       } else {
-        await views[name].signal("series_names", seriesNames()).data("points", values).runAsync();
+        for (const [signal, value] of Object.entries(signals)) views[name].signal(signal, value);
+        await views[name].data("points", values).runAsync();
       }
     }
   }

@@ -118,6 +118,7 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
             "settings": settings,
             "configurations": _columns(configurations.head(kept)),
             "runs": _columns(runs[runs["configuration"] < kept]),
+            "styles": STYLES,
             "changes": changed,
             "command": command(["OVERRIDES"], "SEED"),
             "environments": environments,
@@ -281,11 +282,10 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
 
 
 def _overview(results: pd.DataFrame) -> dict[str, Any]:
-    varied = varying_settings(results)
     shared = {
         setting: value
-        for name in results.columns
-        if name not in {*varied, *RESULTS_COLUMNS, "source"} and not pd.isna(results[name].iloc[0])
+        for name in results.columns.difference([*RESULTS_COLUMNS, "source"], sort=False)
+        if results[name].notna().all() and (results[name] == results[name].iloc[0]).all()
         for setting, value in plain(read_setting(results[name].iloc[0]), name).items()
     }
     return {
@@ -314,25 +314,20 @@ def _problems(results: pd.DataFrame) -> list[dict[str, Any]]:
     return sorted(problems, key=lambda problem: -len(problem["runs"]))
 
 
+STYLES = [
+    (COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)])
+    for i in range(len(COLOURS) * len(SHAPES))
+]
+"""Colour and shape of each series. The page draws the legend, one for all charts."""
+
+
 def _series_encodings() -> dict[str, Any]:
-    """Colour and shape by ``series``; their domain comes from the page, so that it stays fixed."""
+    """Colour and shape by ``series``; their domain comes from the page."""
     names = alt.ExprRef("series_names")
-    shapes = [
-        SHAPES[(i + i // len(COLOURS)) % len(SHAPES)] for i in range(len(COLOURS) * len(SHAPES))
-    ]
-    legend = alt.Legend(
-        orient="bottom",
-        title=None,
-        columns=alt.ExprRef("max(1, floor(width / 190))"),
-        labelLimit=330,
-        symbolLimit=0,
-        symbolOpacity=1,
-    )
+    colours, shapes = map(list, zip(*STYLES, strict=True))
     return {
-        "color": alt.Color(
-            "series:N", scale=alt.Scale(domain=names, range=list(COLOURS)), legend=legend
-        ),
-        "shape": alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=legend),
+        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=None),
+        "shape": alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=None),
     }
 
 
@@ -359,24 +354,32 @@ def _axes(title: str) -> dict[str, Any]:
     }
 
 
-def _selections() -> tuple[alt.Parameter, alt.Parameter, alt.Parameter]:
+def _zoom() -> alt.Parameter:
     # A wheel without a key scrolls the page, as it does everywhere else on it.
-    zoom = alt.selection_interval(
+    return alt.selection_interval(
         name="zoom", bind="scales", zoom="wheel![event.shiftKey || event.ctrlKey]"
     )
-    picked = alt.selection_point(name="picked", fields=["series"], bind="legend")
-    return zoom, picked, alt.param(name="series_names", value=[])
+
+
+def _visible(otherwise: float, fully: float = 1) -> Any:
+    """Opacity of a series: `otherwise` unless it, or nothing, was picked from the legend."""
+    picked = "!length(picked) || indexof(picked, datum.series) >= 0"
+    return alt.condition(picked, alt.value(fully), alt.value(otherwise))
 
 
 def _finished(chart: Any) -> dict[str, Any]:
-    chart = chart.properties(width="container", height=340).configure(
-        font="system-ui, sans-serif",
-        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            gridColor="#e8e8e8", labelColor="#444", titleColor="#222", labelFontSize=12
-        ),
-        legend=alt.LegendConfig(labelFontSize=12, labelColor="#222", symbolSize=70),
+    names = [alt.param(name=name, value=[]) for name in ("series_names", "picked")]
+    chart = (
+        chart.add_params(*names)
+        .properties(width="container", height=340)
+        .configure(
+            font="system-ui, sans-serif",
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+            view=alt.ViewConfig(stroke=None),
+            axis=alt.AxisConfig(
+                gridColor="#e8e8e8", labelColor="#444", titleColor="#222", labelFontSize=12
+            ),
+        )
     )
     spec: dict[str, Any] = chart.to_dict()
     return spec
@@ -391,36 +394,31 @@ TOOLTIP = [
 
 
 def _curves_chart() -> dict[str, Any]:
-    zoom, picked, names = _selections()
     base = alt.Chart(alt.NamedData("points")).encode(
         **_axes("MB sent so far (10⁶ bytes, log scale)"), detail="number:N"
     )
     colour, shape = _series_encodings().values()
-    visible = alt.when(picked)
     band = base.mark_area(interpolate="linear").encode(
         y="low:Q",
         y2="high:Q",
         color=colour,
-        opacity=visible.then(alt.value(0.15)).otherwise(alt.value(0)),
+        opacity=_visible(0, 0.15),
     )
-    line = base.mark_line(strokeWidth=1.6).encode(
-        color=colour, opacity=visible.then(alt.value(1)).otherwise(alt.value(0.06))
-    )
+    line = base.mark_line(strokeWidth=1.6).encode(color=colour, opacity=_visible(0.06))
     points = (
         base.mark_point(filled=True, size=38)
         .encode(
             color=colour,
             shape=shape,
-            opacity=visible.then(alt.value(1)).otherwise(alt.value(0.06)),
+            opacity=_visible(0.06),
             tooltip=[TOOLTIP[0], alt.Tooltip("round:Q"), *TOOLTIP[1:]],
         )
-        .add_params(zoom, picked)
+        .add_params(_zoom())
     )
-    return _finished(alt.layer(band, line, points).add_params(names))
+    return _finished(alt.layer(band, line, points))
 
 
 def _front_chart() -> dict[str, Any]:
-    zoom, picked, names = _selections()
     base = alt.Chart(alt.NamedData("points")).encode(
         **_axes("MB sent in all (10⁶ bytes, log scale)")
     )
@@ -435,10 +433,10 @@ def _front_chart() -> dict[str, Any]:
         .encode(
             color=alt.condition("datum.dominated", alt.value("#c4c4c4"), colour),
             shape=shape,
-            opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.08)),
+            opacity=_visible(0.08),
             order=alt.Order("dominated:N", sort="descending"),
             tooltip=[*TOOLTIP, alt.Tooltip("verdict:N", title="Pareto front")],
         )
-        .add_params(zoom, picked)
+        .add_params(_zoom())
     )
-    return _finished(alt.layer(front, points).add_params(names))
+    return _finished(alt.layer(front, points))
