@@ -83,7 +83,7 @@ class Rendered:
         header = [r"\shortstack{" + r"\\".join(map(escape_latex, parts)) + "}" for parts in names]
         widths = [self.frame[name].str.len().max() for name in self.frame]
         wide = sum(width > WIDE for width in widths)
-        paragraph = rf"p{{{0.5 / max(1, wide):.2f}\linewidth}}"
+        paragraph = rf"p{{{0.4 / max(1, wide):.2f}\linewidth}}"
         columns = "".join(
             "r" if _numeric(self.frame[name]) else paragraph if width > WIDE else "l"
             for name, width in zip(self.frame, widths, strict=True)
@@ -192,7 +192,7 @@ def document(tables: list[Rendered], figures: list[str]) -> str:
 
 def _lines(name: str) -> list[str]:
     """Break a header into short lines, after spaces, underscores and dots."""
-    breakable = re.sub(r"([_.])", "\\1\u200b ", name)
+    breakable = re.sub(r"([_.])(?=\w)", "\\1\u200b ", name)
     return [re.sub("\u200b ?", "", line) for line in wrap(breakable, 12, break_long_words=False)]
 
 

@@ -256,7 +256,8 @@ class TableBuilder:
         if named & set(BUDGET_MEASURES) and self.options.budget_bytes is not None:
             notes.append(
                 f"Budget: {self.options.budget_bytes / 10**6:g} MB of payload; a run that ends "
-                "before it is spent counts with its final loss."
+                "before it is spent counts with its final loss, one whose first round costs more "
+                "with its initial loss."
             )
         if any(value.speedup for value in values) and self.has_baseline:
             notes.append(f"In parentheses: how many times less than {baseline}.")
