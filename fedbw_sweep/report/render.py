@@ -36,7 +36,7 @@ _LATEX = {
 }
 
 
-_SIZES = {"footnotesize": 105, "scriptsize": 128, "tiny": 10**9}
+_SIZES = {"footnotesize": 105, "scriptsize": 134, "tiny": 10**9}
 """The LaTeX font size for as many characters across, so that tables fit a page's width."""
 
 
