@@ -25,7 +25,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 SCHEMA_VERSION = 1
 """Version of the recorded files and of what a run means; part of every ``run_id``."""
 
-EXECUTION_KEYS = frozenset({"backend", "device", "sweep", "verbose"})
+EXECUTION_KEYS = frozenset({"backend", "device", "logger", "sweep", "verbose"})
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
@@ -163,6 +163,7 @@ class RunConfig(Section):
     data: DataConfig
     backend: BackendConfig
     device: Literal["auto", "cpu", "cuda"]
+    logger: Literal["none", "tensorboard"]
     sweep: str
     verbose: bool
 

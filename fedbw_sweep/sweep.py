@@ -10,12 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
 import hydra
 import pandas as pd
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -36,6 +38,7 @@ from fedbw_sweep.report.table import (
     varying_settings,
 )
 from fedbw_sweep.results import announce, collect, config_columns, is_done
+from fedbw_sweep.status import Heartbeat
 
 FIGURE = "loss_against_bytes.png"
 
@@ -167,6 +170,29 @@ def run_cell(cfg: DictConfig) -> None:
     _command.futures[config.run_id].result()
 
 
+@contextmanager
+def logged(config: RunConfig, folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield what writes each round's row to TensorBoard, with ``logger=tensorboard``."""
+    if config.logger == "none":
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard" / config.run_id)) as writer:
+        writer.add_text("config", yaml.safe_dump(config.science))
+
+        def log(row: dict[str, Any]) -> None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "round":
+                    writer.add_scalar(name, value, row["round"])
+            # A curve over bytes: TensorBoard's steps are whole numbers.
+            kilobytes = row["cumulative_uplink_bytes"] // 1000
+            writer.add_scalar("loss over uplink kB", row["loss"], kilobytes)
+            writer.flush()
+
+        yield log
+
+
 def _runs_at_a_time(cells: list[RunConfig]) -> int:
     """As many as fill the workers with one round each, and one while another's server works."""
     from fedbw_sweep.federated.simulation import worker_count
@@ -184,7 +210,13 @@ def _run(config: RunConfig, folder: Path) -> None:
         return
     from fedbw_sweep.run import execute
 
-    with _progress.of(config) as observe:
+    with _progress.of(config) as show, logged(config, folder) as log:
+        beat = Heartbeat(config, folder)
+
+        def observe(row: dict[str, Any]) -> None:
+            for watcher in (show, beat, log):
+                watcher(row)
+
         record = execute(config, folder, observe)
     if record.error is None:
         first, last = record.rounds[0], record.rounds[-1]
@@ -247,6 +279,8 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
     todo = [cell for cell in _command.cells if not is_done(cell, folder)]
     if len(todo) < len(_command.cells):
         _console.print(f"{len(_command.cells) - len(todo)} of {len(_command.cells)} runs are done")
+    if any(cell.logger == "tensorboard" for cell in todo) and not find_spec("tensorboard"):
+        raise ConfigError("logger", "tensorboard", "needs its package: pip install tensorboard")
     if todo and here:
         _start(todo[0])
     from fedbw_sweep.run import check

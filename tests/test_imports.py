@@ -37,6 +37,8 @@ ORDER = [
     "report.spec",
     "report.figure",
     "report",
+    "status",
+    "verify",
     "sweep",
     "peers",
     "codecs",
@@ -104,7 +106,9 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
     assert users("flwr.simulation") == {"federated/simulation.py"}
 
 
-@pytest.mark.parametrize("packages", ["compression", "report", "results config data"])
+@pytest.mark.parametrize(
+    "packages", ["compression", "report", "results config data", "status verify"]
+)
 def test_light_packages_import_neither_torch_nor_ray_nor_flower(packages: str) -> None:
     modules = [
         ".".join(("fedbw_sweep", *path.relative_to(PACKAGE).with_suffix("").parts))

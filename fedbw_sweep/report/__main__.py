@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +18,7 @@ from rich.progress import Progress
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
 from fedbw_sweep.report import figure
 from fedbw_sweep.report.measure import Options, measure
+from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
 from fedbw_sweep.report.table import MB, varying_settings
@@ -169,10 +168,8 @@ def _report(given: argparse.Namespace) -> None:
 
         try:
             tables, notes = write_report(records, options, given.out, given.spec, step=step)
-            if find_spec("fedbw_sweep.report.page"):
-                step("report.html")
-                page = import_module("fedbw_sweep.report.page")
-                page.write_page(records, tables, given.out / "report.html")
+            step("report.html")
+            write_page(records, tables, given.out / "report.html")
         except OSError as error:
             raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
     for table in tables:

@@ -1,0 +1,93 @@
+"""What a sweep's status says of done, running, failed and missing runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedbw_sweep import status
+from fedbw_sweep.config import RunConfig
+from fedbw_sweep.results import announce
+from fedbw_sweep.status import RUNNING, Heartbeat, read_running, sweep_status
+
+from .test_results import finished
+
+Build = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def sweep(run_config: Build, tmp_path: Path) -> tuple[Path, list[RunConfig]]:
+    """Two runs done in 10 and 30 s, one failed, one at round 1 of 4, one never started."""
+    cells = [run_config("model=tiny", "rounds=4", f"seed={seed}") for seed in range(5)]
+    announce(cells, tmp_path)
+    for cell, seconds in zip(cells, (10, 30), strict=False):
+        record = finished(cell)
+        for row in record.timing:
+            row["round_seconds"] = seconds / len(record.timing)
+        record.write(tmp_path)
+    failed = finished(cells[2])
+    failed.status, failed.error = "failed", "Traceback\nValueError: too hot"
+    failed.write(tmp_path)
+    Heartbeat(cells[3], tmp_path)({"round": 1, "loss": 3.25})
+    return tmp_path, cells
+
+
+def test_every_state_is_told_with_its_reason(sweep: tuple[Path, list[RunConfig]]) -> None:
+    folder, cells = sweep
+    runs, left = sweep_status(folder)
+    told = runs.set_index("run_id")
+    assert [told["status"][cell.run_id] for cell in cells] == [
+        "done", "done", "failed", "running", "missing"
+    ]  # fmt: skip
+    assert told["detail"][cells[2].run_id] == "ValueError: too hot"
+    assert "round 1 of 4, loss 3.250" in told["detail"][cells[3].run_id]
+    assert "never recorded" in told["detail"][cells[4].run_id]
+    assert "seed=3" in told["settings"][cells[3].run_id]
+    # (three quarters of a run + a whole one) x the median of 10 and 30 s, one at a time
+    assert left == pytest.approx(1.75 * 20)
+
+
+def test_a_dead_process_is_not_running(sweep: tuple[Path, list[RunConfig]]) -> None:
+    folder, cells = sweep
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    path = folder / cells[3].run_id / RUNNING
+    state = json.loads(path.read_text())
+    assert read_running(path.parent) == state
+    assert state["pid"] == os.getpid()
+    path.write_text(json.dumps({**state, "pid": int(gone.stdout)}))
+    assert read_running(path.parent) is None
+    path.write_text(json.dumps({**state, "pid": int(gone.stdout), "host": "another"}))
+    assert read_running(path.parent) is not None
+    path.write_text("{")
+    assert read_running(path.parent) is None
+    runs, left = sweep_status(folder)
+    assert runs["status"].tolist().count("missing") == 2
+    assert math.isnan(left)
+
+
+def test_the_finished_run_takes_the_place_of_the_running_one(
+    sweep: tuple[Path, list[RunConfig]],
+) -> None:
+    folder, cells = sweep
+    finished(cells[3]).write(folder)
+    assert not (folder / cells[3].run_id / RUNNING).exists()
+    assert sweep_status(folder)[0].set_index("run_id")["status"][cells[3].run_id] == "done"
+
+
+def test_the_command(
+    sweep: tuple[Path, list[RunConfig]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status.main([str(sweep[0])]) == 0
+    printed = capsys.readouterr().out
+    assert "5 runs: 2 done, 1 running, 1 failed, 1 missing; about 0:00:35 left" in printed
+    assert status.main([str(sweep[0] / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""Doing a recorded run again, and what it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fedbw_sweep import run as run_module
+from fedbw_sweep import verify
+from fedbw_sweep.config import RunConfig
+
+from .conftest import SMALL
+from .local import simulator
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder; it is not to be changed."""
+    from hydra import compose, initialize_config_dir
+
+    from fedbw_sweep.config import CONF
+
+    folder = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "simulate", simulator())
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = RunConfig.from_hydra(compose("config", [*SMALL, "compression=topk"]))
+        assert run_module.execute(config, folder).error is None
+    return folder / config.run_id
+
+
+@pytest.fixture
+def run(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run; whatever does it again answers in another order."""
+    import shutil
+
+    monkeypatch.setattr(run_module, "simulate", simulator(order=7))
+    return Path(shutil.copytree(recorded, tmp_path / recorded.name))
+
+
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_an_honest_run_is_reproduced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify.main([str(run)]) == 0
+    captured = capsys.readouterr()
+    # rounds.csv has 3 rows of 15 columns, messages.parquet 8 rows of 6, the summary the rest.
+    summary = json.loads((run / "status.json").read_text())["summary"]
+    assert f"reproduced; {3 * 15 + 8 * 6 + len(summary)} values are equal" in captured.out
+    assert "environment" not in captured.err
+
+
+def test_one_byte_and_one_digit_are_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = pd.read_parquet(run / "messages.parquet")
+    messages.loc[5, "payload_bytes"] += 1
+    messages.to_parquet(run / "messages.parquet", index=False)
+    rounds = pd.read_csv(run / "rounds.csv")
+    rounds.loc[2, "loss"] += 1e-15 * 8
+    rounds.to_csv(run / "rounds.csv", index=False)
+    change_json(run / "status.json", lambda status: status["summary"].update(model_hash="00"))
+    change_json(run / "status.json", lambda status: status["environment"].update(torch="1.0"))
+    assert verify.main([str(run)]) == 1
+    captured = capsys.readouterr()
+    assert "3 of" in captured.out
+    assert "versions or hardware differ" in captured.out
+    for words in ("payload_bytes", "rounds.csv, round 2: loss", "model_hash 00", "torch 1.0, now"):
+        assert words in captured.err
+
+
+def test_a_changed_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    science = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**science, "lr": 0.002}))
+    assert verify.main([str(run)]) == 2
+    assert "is not what" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], ["nowhere", "not a run folder"]),
+        (["RUN", "lr=1"], ["lr=1", "only execution"]),
+        (["RUN", "backend.nothing=1"], ["backend.nothing=1"]),
+    ],
+)
+def test_what_cannot_be_done_again(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    assert verify.main([str(run) if a == "RUN" else a for a in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert all(word in printed for word in words), printed
