@@ -133,3 +133,19 @@ def test_looking_runs_nothing(command: object, tmp_path: Path, flag: str) -> Non
     for word in ("compression", "num_clients", "fraction_fit", "local_epochs"):
         assert word in printed
     assert not (tmp_path / "outputs").exists()
+
+
+def test_tensorboard_gets_every_round(command: object, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    code, _, _ = command(*SMALL, "logger=tensorboard")  # type: ignore[operator]
+    assert code == 0
+    folder = tmp_path / "outputs" / "main"
+    rounds = pd.read_csv(folder / "rounds.csv")
+    logged = EventAccumulator(str(folder / "tensorboard" / rounds["run_id"][0]))
+    logged.Reload()
+    assert [event.step for event in logged.Scalars("loss")] == [0, 1, 2]
+    assert [event.value for event in logged.Scalars("loss")] == pytest.approx(rounds["loss"])
+    sent = [event.step for event in logged.Scalars("loss over uplink kB")]
+    assert sent == [0, 2 * 5_283_840 // 1000, 4 * 5_283_840 // 1000]

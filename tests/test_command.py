@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fedbw_sweep.config import RunConfig
-from fedbw_sweep.report.command import changes, command, overrides
+from fedbw_sweep.report.command import changes, command, config_from_columns, overrides
+from fedbw_sweep.results import config_columns
 
 Build = Callable[..., RunConfig]
 
@@ -23,7 +24,7 @@ OVERRIDES = [
     ("data=text", "data.path='null'", "data.client_column=who", "data.partition=natural"),
     ("data=hub", "data.path=stanfordnlp/imdb", "data.split='train[:10%]'", "data.subset='1'"),
     ("+data.split='a:b'", "data.alpha=1.0"),
-    ("experiment=seed",),
+    ("experiment=seed", "clients.dropout=0.25"),
 ]
 
 
@@ -39,6 +40,14 @@ def test_the_command_makes_the_same_run(run_config: Build, given: tuple[str, ...
     assert arguments[-1] == "sweep=again"
     assert run_config(*arguments).science == config.science
     assert run_config(*arguments).run_id == config.run_id
+
+
+@pytest.mark.parametrize("given", [(), ("clients.dropout=0.25", "compression=topk", "seed=3")])
+def test_a_row_of_results_tells_the_config(run_config: Build, given: tuple[str, ...]) -> None:
+    config = run_config(*given)
+    row = {**config_columns(config.science), "run_id": config.run_id}
+    assert config_from_columns(row) == config.science
+    assert config_from_columns({**row, "rounds": 77}) is None
 
 
 def test_only_what_differs_is_named(run_config: Build) -> None:

@@ -308,3 +308,32 @@ def test_integer_buffers_run_and_are_sent_exactly(
 def int8_bytes(size: int) -> int:
     """A byte for each coordinate, two for each block of 128, four for the frame."""
     return size + 2 * -(-size // 128) + 4
+
+
+def test_a_client_that_drops_out_was_still_sent_the_model(execute: Execute) -> None:
+    record = execute("num_clients=20", "fraction_fit=1.0", "clients.dropout=0.5", "local_steps=1")
+    assert record.error is None
+    sent = [row for row in record.messages if row["direction"] == "downlink"]
+    received = [row for row in record.messages if row["direction"] == "uplink"]
+    assert len(sent) == 2 * 20
+    # Binomial(40, 0.5) lies outside in one of 10^4 seeds; this seed is fixed.
+    assert 8 < len(received) < 32
+    replied = [{row["client"] for row in received if row["round"] == n} for n in (1, 2)]
+    assert replied[0] != replied[1]
+    assert [row["clients"] for row in record.rounds[1:]] == [len(clients) for clients in replied]
+    assert record.summary["downlink_bytes"] == 40 * TINY_BYTES
+    assert record.summary["uplink_bytes"] == len(received) * TINY_BYTES
+    assert record.summary["prediction"] == "estimate"
+    assert record.summary["predicted_bytes"] == 40 * TINY_BYTES + 40 * TINY_BYTES // 2
+    again = execute(
+        "num_clients=20", "fraction_fit=1.0", "clients.dropout=0.5", "local_steps=1", order=3
+    )
+    assert again.rounds == record.rounds
+
+
+def test_a_round_without_replies_leaves_the_model(execute: Execute) -> None:
+    record = execute("num_clients=1", "fraction_fit=1.0", "clients.dropout=0.99")
+    assert record.error is None
+    assert [row["clients"] for row in record.rounds] == [0, 0, 0]
+    assert record.summary["loss"] == record.summary["initial_loss"]
+    assert record.summary["downlink_bytes"] == 2 * TINY_BYTES

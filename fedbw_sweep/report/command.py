@@ -53,7 +53,7 @@ def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         if key == "seed":
             continue
         if key not in GROUPS:
-            old, new = {key: top.get(key, ABSENT)}, {key: value}
+            old, new = (dict(_flat(key, side)) for side in (top.get(key, ABSENT), value))
         else:
             choice, default = value["name"], top[key]["name"]
             if choice != default:
@@ -68,8 +68,9 @@ def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 def overrides(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Write what `changes` found as Hydra overrides, quoted for a shell."""
-    known: set[str] = set()
+    known = {name for key, value in _defaults().items() for name, _ in _flat(key, value)}
     for group in GROUPS:
+        known -= dict(_flat(group, _defaults()[group])).keys()
         choice = found[group][1] if group in found else _defaults()[group]["name"]
         known |= dict(_flat(group, _choice(group, choice))).keys()
     return [
@@ -111,9 +112,10 @@ def config_from_columns(row: Mapping[Any, Any]) -> dict[str, Any] | None:
         The run's science config, proven by its ``run_id``; None if the columns do not tell it all.
     """
     config: dict[str, Any] = {}
-    for key in _defaults():
+    for key, default in _defaults().items():
         if key not in GROUPS:
-            config[key] = row.get(key)
+            inside = isinstance(default, Mapping)
+            config[key] = {i: row.get(f"{key}.{i}") for i in default} if inside else row.get(key)
             continue
         choice = str(row.get(key))
         config[key] = {
