@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import hydra
+import psutil
 from omegaconf import DictConfig
 
 from fedbw_sweep.config import CONF
-from fedbw_sweep.sweep import errors_end_the_command, finish, run_cell
+from fedbw_sweep.sweep import (
+    errors_end_the_command,
+    finish,
+    run_cell,
+    stop_showing_progress,
+)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -33,8 +40,13 @@ def main() -> None:
             cell()
             code = finish()
     except KeyboardInterrupt:
+        stop_showing_progress()
         print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
-        # Flower's server thread would hold the process up, waiting for replies that never come.
+        # Runs in other threads would hold the process up, waiting for replies that never come, and
+        # Ray's own processes would notice only later that nobody is left.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         os._exit(130)
     sys.exit(code)
 

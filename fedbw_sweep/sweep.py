@@ -125,6 +125,11 @@ class _Progress:
 _progress = _Progress()
 
 
+def stop_showing_progress() -> None:
+    """Take the progress bars away, e.g. before the process ends in the middle."""
+    _progress.stop()
+
+
 class Preflight(Callback):
     """Hydra callback: every cell is checked before the first one trains.
 

@@ -42,7 +42,7 @@ def stop(node: Node) -> None:
     node.communicate()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[str, Callable[[], None]]]:
     """An address, and what switches off the second of the two nodes behind it."""
     with socket.socket() as probe:
@@ -90,8 +90,9 @@ def train(message, context):
     time.sleep(0.5)
     where = ConfigRecord({"node": ray.get_runtime_context().get_node_id()})
     return Message(RecordDict({"where": where}), reply_to=message)
-asked = [Message(RecordDict(), n, "train") for n in range(12)]
-replies = RayGrid(12, app).send_and_receive(asked)
+clients = RayGrid(12, app)
+asked = [Message(RecordDict(), n, "train") for n in clients.get_node_ids()]
+replies = clients.send_and_receive(asked)
 print(len({reply.content["where"]["node"] for reply in replies}))
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +21,6 @@ Build = Callable[..., RunConfig]
 
 @pytest.fixture(scope="module")
 def default_values() -> dict[str, object]:
-    from hydra import compose, initialize_config_dir
-
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return RunConfig.from_hydra(compose("config")).model_dump(by_alias=True)
 
@@ -166,3 +165,15 @@ def test_a_choice_is_named_after_its_file(group: str) -> None:
     assert choices
     for choice in choices:
         assert yaml.safe_load(choice.read_text(encoding="utf-8"))["name"] == choice.stem
+
+
+def test_the_slurm_example_is_submitits_launcher_with_our_settings() -> None:
+    own = yaml.safe_load((CONF / "hydra" / "launcher" / "slurm.yaml").read_text(encoding="utf-8"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "hydra.launcher.partition=long"]
+        launcher = compose("config", overrides, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    for key, value in own.items():
+        if key not in ("defaults", "partition"):
+            assert launcher[key] == value
+    assert launcher.partition == "long"

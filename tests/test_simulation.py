@@ -157,14 +157,14 @@ def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
 
 
 def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    process = start(tmp_path, *HALF, "backend.workers=2")
+    process = start(tmp_path, *HALF, "backend.workers=2", "backend.runs=1")
     folder = tmp_path / "outputs" / "main"
     deadline = time.monotonic() + 300
     while len(list(folder.glob("*/status.json"))) < 1:
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.2)
-    time.sleep(3)  # into the second run
+        time.sleep(0.02)
+    time.sleep(0.2)  # into the second run
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/status.json")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from math import floor
 from typing import Any
 
@@ -16,6 +17,8 @@ import fedbw_sweep
 from fedbw_sweep.config import BackendConfig, RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.federated import grid
+
+CONNECT_S = 5.0
 
 
 def set_verbosity(verbose: bool) -> None:
@@ -54,8 +57,11 @@ def start(config: RunConfig) -> None:
     else:
         environment = {"py_modules": [fedbw_sweep]}
         try:
+            host, _, port = backend.address.rpartition(":")
+            if host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), CONNECT_S).close()
             ray.init(address=backend.address, runtime_env=environment, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 "backend.address",
                 backend.address,
