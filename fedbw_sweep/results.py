@@ -24,7 +24,8 @@ from fedbw_sweep.config import SCHEMA_VERSION, RunConfig
 from fedbw_sweep.errors import ResultsError
 
 RESULTS, ROUNDS = "results.csv", "rounds.csv"
-CONFIG, MESSAGES, TIMING, STATUS = "config.yaml", "messages.parquet", "timing.csv", "status.json"
+CONFIG, MESSAGES, PARTS = "config.yaml", "messages.parquet", "parts.csv"
+TIMING, STATUS = "timing.csv", "status.json"
 
 AXES = ("compression", "num_clients", "fraction_fit", "rounds", "local_epochs")
 """The five axes of a sweep: the first columns and the order of the rows of ``results.csv``."""
@@ -95,6 +96,16 @@ MESSAGES_COLUMNS: Mapping[str, Column] = {
     "dense_bytes": Column("int64", "the same arrays sent dense in fp32"),
 }
 
+PARTS_COLUMNS: Mapping[str, Column] = {
+    "tensor": Column("string", "the model's name of it; (all) if no tensor's in particular"),
+    "part": Column(
+        "string",
+        "values, indices (positions), tables (scales, probabilities), factors (of low rank), frame "
+        "(and seeds), or exact (not floating point)",
+    ),
+    "bytes": Column("int64", "payload bytes, clients to server, of the last round's updates"),
+}
+
 TIMING_COLUMNS: Mapping[str, Column] = {
     "round": Column("int64", "communication round; 0 is the initial evaluation"),
     "round_seconds": Column("float64", "wall-clock seconds since the previous row"),
@@ -133,7 +144,7 @@ class RunRecord:
         How it ended, and why if it failed.
     summary
         Values of `RESULTS_COLUMNS`.
-    rounds, messages, timing
+    rounds, messages, parts, timing
         Rows of the files of the same names.
     environment
         Versions and execution settings: recorded, but no part of the results.
@@ -145,6 +156,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -158,6 +170,7 @@ class RunRecord:
                 folder / ROUNDS, index=False
             )
             frame(self.messages, MESSAGES_COLUMNS).to_parquet(folder / MESSAGES, index=False)
+            frame(self.parts, PARTS_COLUMNS).to_csv(folder / PARTS, index=False)
             frame(self.timing, TIMING_COLUMNS).to_csv(folder / TIMING, index=False)
             status = {
                 "schema_version": SCHEMA_VERSION,
@@ -286,6 +299,9 @@ class Records:
         A row per run and round, `ROUNDS_COLUMNS`.
     messages : pandas.DataFrame
         A row per message: ``run_id``, then `MESSAGES_COLUMNS`. None of runs known only from a CSV.
+    parts : pandas.DataFrame
+        Where the bytes of each run's last round are: ``run_id``, then `PARTS_COLUMNS`. None of runs
+        known only from a CSV, or recorded before there was ``parts.csv``.
     configs : mapping of str to dict
         The science config of each run that has a folder, by ``run_id``, as in ``config.yaml``.
     environments : dict of str to dict
@@ -297,6 +313,7 @@ class Records:
     results: pd.DataFrame
     rounds: pd.DataFrame
     messages: pd.DataFrame
+    parts: pd.DataFrame
     configs: Mapping[str, Mapping[str, Any]]
     environments: Mapping[str, Mapping[str, Any]]
     notes: list[str]
@@ -366,6 +383,7 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         results,
         _load_rounds(results, from_folder, notes),
         _load_messages(from_folder if messages else {}),
+        _load_parts(from_folder, notes),
         configs,
         environments,
         notes,
@@ -568,24 +586,12 @@ def _typed(values: pd.Series) -> pd.Series:
 def _load_rounds(
     results: pd.DataFrame, folders: Mapping[str, Path], notes: list[str]
 ) -> pd.DataFrame:
-    """Read the rounds of every run; files with the same header are parsed as one, for speed."""
-    alike: dict[bytes, list[tuple[str, Path, bytes]]] = defaultdict(list)
+    """Read the rounds of every run, from its folder or the CSV beside its results."""
     for run, folder in folders.items():
-        path = folder / ROUNDS
-        if path.exists():
-            header, _, body = _read_whole_lines(path, notes).partition(b"\n")
-            alike[header].append((run, path, body))
-        elif (folder / STATUS).exists():
-            notes.append(f"run {run}: {path} is missing, so its rounds are unknown")
+        if not (folder / ROUNDS).exists() and (folder / STATUS).exists():
+            notes.append(f"run {run}: {folder / ROUNDS} is missing, so its rounds are unknown")
     own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
-    parts = [frame([], ROUNDS_COLUMNS)]
-    for header, files in alike.items():
-        data = b"\n".join([header, b"".join(body for _, _, body in files)])
-        part = _parse_csv(files[0][1], data, own)
-        lengths = [body.count(b"\n") for _, _, body in files]
-        runs = pd.Series([run for run, _, _ in files], dtype="string")
-        part["run_id"] = runs.repeat(lengths).to_numpy()
-        parts.append(part[list(ROUNDS_COLUMNS)])
+    tables = [frame([], ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
     elsewhere = results[~results["run_id"].isin(list(folders))]
     for source, runs in elsewhere.groupby("source")["run_id"]:
         table = Path(str(source))
@@ -595,9 +601,35 @@ def _load_rounds(
             continue
         part = _parse_csv(path, _read_whole_lines(path, notes), ROUNDS_COLUMNS)
         part = part.loc[part["run_id"].isin(runs), list(ROUNDS_COLUMNS)]
-        parts.append(part.drop_duplicates(["run_id", "round"]))
-    rounds = pd.concat(parts, ignore_index=True)
+        tables.append(part.drop_duplicates(["run_id", "round"]))
+    rounds = pd.concat(tables, ignore_index=True)
     return rounds.astype({name: column.dtype for name, column in ROUNDS_COLUMNS.items()})
+
+
+def _load_parts(folders: Mapping[str, Path], notes: list[str]) -> pd.DataFrame:
+    columns = {"run_id": ROUNDS_COLUMNS["run_id"], **PARTS_COLUMNS}
+    tables = [frame([], columns), *_read_alike(folders, PARTS, PARTS_COLUMNS, notes)]
+    dtypes = {name: column.dtype for name, column in columns.items()}
+    return pd.concat(tables, ignore_index=True)[list(columns)].astype(dtypes)
+
+
+def _read_alike(
+    folders: Mapping[str, Path], name: str, columns: Mapping[str, Column], notes: list[str]
+) -> Iterator[pd.DataFrame]:
+    """Read a CSV of every run that has it; those with the same header as one, for speed."""
+    alike: dict[bytes, list[tuple[str, Path, bytes]]] = defaultdict(list)
+    for run, folder in folders.items():
+        path = folder / name
+        if path.exists():
+            header, _, body = _read_whole_lines(path, notes).partition(b"\n")
+            alike[header].append((run, path, body))
+    for header, files in alike.items():
+        data = b"\n".join([header, b"".join(body for _, _, body in files)])
+        table = _parse_csv(files[0][1], data, columns)
+        lengths = [body.count(b"\n") for _, _, body in files]
+        runs = pd.Series([run for run, _, _ in files], dtype="string")
+        table["run_id"] = runs.repeat(lengths).to_numpy()
+        yield table[["run_id", *columns]]
 
 
 def _load_messages(folders: Mapping[str, Path]) -> pd.DataFrame:

@@ -126,6 +126,10 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
         simulate(config, server, client_app(config.model_dump_json(by_alias=True), text.clients))
     finally:
         record.messages = list(strategy.ledger.rows())
+        record.parts = [
+            {"tensor": tensor, "part": part, "bytes": count}
+            for (tensor, part), count in strategy.parts.items()
+        ]
     record.summary = _summary(config, model, strategy, record.rounds)
 
 

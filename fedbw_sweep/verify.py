@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from fedbw_sweep.config import CONF, EXECUTION_KEYS, RunConfig
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
-from fedbw_sweep.results import CONFIG, MESSAGES, ROUNDS, read_status
+from fedbw_sweep.results import CONFIG, MESSAGES, PARTS, ROUNDS, read_status
 
 SHOWN = 20
 """Differences printed, at most."""
@@ -97,8 +97,9 @@ def verify(
 ) -> Verification:
     """Do a recorded run again in a temporary folder and compare.
 
-    Compared are every value of ``rounds.csv``, every row of ``messages.parquet`` and the summary,
-    the hash of the final model among it: to the last digit. Arguments and errors are those of
+    Compared are every value of ``rounds.csv``, every row of ``messages.parquet`` and of
+    ``parts.csv`` if it was recorded, and the summary, the hash of the final model among it: to the
+    last digit. Arguments and errors are those of
     `recorded_config`; `observe` is called with each round's row.
     """
     config = recorded_config(run, execution)
@@ -109,7 +110,13 @@ def verify(
         again = Path(folder) / config.run_id
         differences: list[str] = []
         compared = 0
-        for name, read in ((ROUNDS, pd.read_csv), (MESSAGES, pd.read_parquet)):
+        for name, read in (
+            (ROUNDS, pd.read_csv),
+            (MESSAGES, pd.read_parquet),
+            (PARTS, pd.read_csv),
+        ):
+            if name == PARTS and not (run / PARTS).exists():
+                continue
             compared += _compare_tables(name, read(run / name), read(again / name), differences)
         old, new = (json.loads((f / "status.json").read_text("utf-8")) for f in (run, again))
     if new["error"]:
@@ -124,7 +131,7 @@ def _compare_tables(name: str, old: pd.DataFrame, new: pd.DataFrame, differences
     if list(old) != list(new) or len(old) != len(new):
         differences.append(f"{name}: {len(old)} rows of {list(old)}, now {len(new)} of {list(new)}")
         return 0
-    keys = [key for key in ("round", "client", "direction") if key in old]
+    keys = [key for key in ("round", "client", "direction", "tensor", "part") if key in old]
     for column in old:
         same = (old[column] == new[column]) | (old[column].isna() & new[column].isna())
         for row in old.index[~same]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,10 @@ from numpy.typing import NDArray
 from fedbw_sweep.errors import DivergenceError, PayloadError
 
 FloatVector = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+WHOLE, FRAME = "(all)", "frame"
+"""Tensor and part of the bytes that are of no tensor in particular."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,16 @@ class Layout:
         return tuple(t for t in self.tensors if t.dtype == "float32")
 
     @cached_property
+    def filled(self) -> tuple[TensorSpec, ...]:
+        """The float32 arrays that have elements."""
+        return tuple(t for t in self.floats if t.size)
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """Number of elements of each of `filled`."""
+        return np.array([t.size for t in self.filled], np.int64)
+
+    @cached_property
     def exact(self) -> tuple[TensorSpec, ...]:
         """The arrays that are never compressed lossily."""
         return tuple(t for t in self.tensors if t.dtype != "float32")
@@ -91,6 +107,49 @@ class Layout:
         for tensor in self.floats:
             yield tensor, vector[start : start + tensor.size].reshape(tensor.shape)
             start += tensor.size
+
+    def count(self, positions: Ints) -> Ints:
+        """Return how many of `positions` each of `filled` has; they come tensor by tensor."""
+        return np.diff(np.searchsorted(positions, np.cumsum(self.sizes)), prepend=0)
+
+
+class _Tally:
+    """Bits of one payload by part, and within a part by tensor of ``layout.filled``."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.sizes = layout.sizes
+        self.bits: dict[str, NDArray[np.float64]] = {}
+
+
+_tally: ContextVar[_Tally | None] = ContextVar("_tally", default=None)
+
+
+def sizes_to_book() -> Ints | None:
+    """Return the sizes of ``layout.filled`` while `Compressor.parts` decodes, else None."""
+    tally = _tally.get()
+    return None if tally is None else tally.sizes
+
+
+def book(part: str, bits: float, weights: NDArray[Any] | None = None) -> None:
+    """Say what bits just read from a payload were; only `Compressor.parts` listens.
+
+    Parameters
+    ----------
+    part : str
+        What they are: values, indices, tables, factors.
+    bits : float
+        How many.
+    weights : ndarray, shape (len(layout.filled),), optional
+        In what proportion they are the tensors'; that of their sizes if not given.
+    """
+    tally = _tally.get()
+    if tally is None:
+        return
+    weights = tally.sizes if weights is None else weights
+    total = weights.sum()
+    if total > 0:
+        tally.bits.setdefault(part, np.zeros(len(tally.sizes)))
+        tally.bits[part] += bits * (weights / total)
 
 
 def all_finite(vector: FloatVector) -> bool:
@@ -186,6 +245,50 @@ class Compressor(ABC):
             raise PayloadError("payload decodes to NaN or infinity")
         return update
 
+    def parts(self, payload: bytes | memoryview, layout: Layout) -> Counter[tuple[str, str]]:
+        """Say where the bytes of a payload are, by decoding it.
+
+        Exact are the total, what each tensor has in fixed-size fields of its own, and the bits that
+        each stretch of an entropy-coded stream takes. A stretch that several tensors share is
+        divided by its symbols' ideal code lengths, tables by the number of symbols coded with them,
+        and scales of blocks, or numbers that are no tensor's own, by size. Bits become bytes by
+        rounding running sums: each entry is within a byte of its share, and all add up.
+
+        Parameters
+        ----------
+        payload : bytes or memoryview
+            What `encode` returned.
+        layout : Layout
+            The layout it was made for.
+
+        Returns
+        -------
+        Counter of (tensor, part) to int
+            Bytes, where there are any; ``len(payload)`` in all. Parts are ``values``, ``indices``
+            (positions of what is sent), ``tables`` (scales, probabilities and what chooses them),
+            ``factors`` (of low rank), and, of the tensor ``(all)``, ``frame``: all the rest, which
+            is the frame, seeds, steps, and what the entropy coder needs to start and to end on a
+            whole byte.
+
+        Raises
+        ------
+        PayloadError
+            As `decode`.
+        """
+        tally = _Tally(layout)
+        token = _tally.set(tally)
+        try:
+            self.decode(payload, layout)
+        finally:
+            _tally.reset(token)
+        keys = [(WHOLE, FRAME), *((t.name, part) for part in tally.bits for t in layout.filled)]
+        bits = np.concatenate([[0.0], *tally.bits.values()])
+        bits[0] = max(0.0, 8 * len(payload) - bits.sum())
+        ends = np.minimum(np.rint(np.cumsum(bits) / 8).astype(np.int64), len(payload))
+        ends[-1] = len(payload)
+        sizes = np.diff(ends, prepend=0).tolist()
+        return Counter({key: size for key, size in zip(keys, sizes, strict=True) if size})
+
     def expected_bytes(self, layout: Layout) -> int | None:
         """Payload size in bytes before encoding.
 
@@ -208,9 +311,20 @@ class Compressor(ABC):
         return struct.pack("<I", zlib.crc32(repr(self).encode(), layout.fingerprint))
 
 
-def floats_from(body: memoryview, count: int, dtype: str) -> NDArray[np.floating]:
-    """Read exactly `count` little-endian floats; any other length is a `PayloadError`."""
+def floats_from(
+    body: memoryview,
+    count: int,
+    dtype: str,
+    part: str | None = "values",
+    weights: NDArray[Any] | None = None,
+) -> NDArray[np.floating]:
+    """Read exactly `count` little-endian floats; any other length is a `PayloadError`.
+
+    What they are, and whose, is as in `book`; None if the caller books them.
+    """
     expected = count * np.dtype(dtype).itemsize
     if len(body) != expected:
         raise PayloadError(f"expected {expected} bytes of {dtype}, got {len(body)}")
+    if part is not None:
+        book(part, 8 * expected, weights)
     return np.frombuffer(body, dtype)

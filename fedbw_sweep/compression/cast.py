@@ -121,7 +121,8 @@ class Float8(Compressor):
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
         split = 4 * len(layout.floats)
-        scales = floats_from(body[:split], len(layout.floats), "<f4")
+        once = np.ones(len(layout.filled))
+        scales = floats_from(body[:split], len(layout.floats), "<f4", "tables", once)
         update = _E4M3[floats_from(body[split:], layout.size, "u1").view(np.uint8)]
         for (_, tensor), scale in zip(layout.split(update), scales, strict=True):
             tensor *= scale

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
-from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Ints, Symbols
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout
+from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Symbols
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 CLASSES = 36
@@ -77,7 +77,7 @@ class Rows:
     """The rows of all float arrays of a layout: where they start, how long, in which array."""
 
     def __init__(self, layout: Layout) -> None:
-        shapes = [(1, *t.shape) for t in layout.floats if t.size]
+        shapes = [(1, *t.shape) for t in layout.filled]
         self.per_array = np.array([prod(s[:-1]) for s in shapes], np.int64)
         self.length = np.repeat([s[-1] for s in shapes], self.per_array)
         self.array = np.repeat(np.arange(len(shapes)), self.per_array)
@@ -119,24 +119,30 @@ def put_levels(encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool
 
 def add_levels(decoder: Decoder, values: FloatVector, rows: Rows) -> None:
     """Read what `put_levels` added, and add it to `values`, in steps."""
-    by_row, live = (decoder.bits(len(rows.first), 1).astype(bool) for _ in range(2))
+    once = np.ones(len(rows.first), np.int64)
+    by_row, live = (decoder.bits(len(once), 1, "tables", once).astype(bool) for _ in range(2))
     of_array = np.zeros(len(live), np.int64)
-    of_array[live] = decoder.integers(int(live.sum()), CLASSES - 1)
+    of_array[live] = decoder.integers(int(live.sum()), CLASSES - 1, None, "tables", once * live)
     classes = np.where(live, of_array + 1, 0)[rows.array]
     own = (by_row & live)[rows.array]
-    classes[own] = decoder.integers(int(own.sum()), CLASSES, of_array[rows.array][own])
+    classes[own] = decoder.integers(
+        int(own.sum()), CLASSES, of_array[rows.array][own], "tables",
+        rows.per_array * (by_row & live),
+    )  # fmt: skip
     sent = classes > 0
     length, classes = rows.length[sent], classes[sent] - 1
     contexts = np.repeat(classes.astype(np.uint8), length)
-    levels = decoder.integers(len(contexts), MAX_INTEGER, contexts)
-    add_signs(decoder, levels)
+    counts = np.add.reduceat(rows.length * sent, rows.first)
+    levels = decoder.integers(len(contexts), MAX_INTEGER, contexts, counts=counts)
+    add_signs(decoder, levels, "values", counts)
     values[np.repeat(sent, rows.length)] += dequantise(levels, np.repeat(SHIFT[classes], length))
 
 
-def add_signs(decoder: Decoder, magnitudes: Ints) -> None:
+def add_signs(decoder: Decoder, magnitudes: Ints, part: str, counts: Ints) -> None:
     """Read a sign for each magnitude that is not zero, and give it to it."""
     some = np.flatnonzero(magnitudes)
-    magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1)
+    nonzero = np.diff(np.searchsorted(some, np.cumsum(counts)), prepend=0)
+    magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1, part, nonzero)
 
 
 _PER_OCTAVE = 128

@@ -109,7 +109,7 @@ class Eden(Compressor):
         if len(body) < split:
             raise PayloadError(f"expected at least {split} bytes, got {len(body)}")
         signs, kept = self._draw(struct.unpack("<I", body[:4])[0], rows)
-        scales = floats_from(body[4:split], columns, "<f4")
+        scales = floats_from(body[4:split], columns, "<f4", "tables")
         if not np.all(np.isfinite(scales)):
             raise PayloadError("a scale is NaN or infinite")
         count = kept.size * columns

@@ -13,17 +13,16 @@ exactly where its last value does.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import isqrt, prod
+from math import isqrt, log2, prod
 from typing import Any
 
 import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.base import Ints, Layout, book, sizes_to_book
 from fedbw_sweep.errors import PayloadError
 
-Ints = NDArray[np.int64]
 Symbols = NDArray[np.int32]
 
 TOTAL = 1 << 24
@@ -238,6 +237,9 @@ class Encoder:
 class Decoder:
     """Reads what an `Encoder` packed, from bytes that may be damaged or hostile.
 
+    What is read is booked under a `part` (see `base.book`). `counts` says how many of the values
+    are each tensor's, those of one after another's; if not given, each coordinate has one.
+
     Parameters
     ----------
     data : memoryview
@@ -260,6 +262,27 @@ class Decoder:
         if not self._coder.is_empty():
             raise PayloadError("the entropy-coded stream does not end where its values do")
 
+    def _left(self) -> float:
+        """Return the information still to be read, in bits."""
+        words, state = self._coder.pos()
+        return 32 * int(words) + log2(max(1, int(state)))
+
+    def _book(
+        self, part: str, costs: NDArray[np.float64], order: Any, counts: Ints | None, before: float
+    ) -> None:
+        """Book values that cost so many bits each, in another order, and as tables all else read.
+
+        `before` is what was left when the first was read.
+        """
+        sizes = sizes_to_book()
+        if sizes is None:
+            return
+        tensors = np.arange(len(sizes), dtype=np.int32)
+        owners = np.repeat(tensors, sizes if counts is None else counts)[order]
+        total = costs.sum()
+        book(part, total, np.bincount(owners, costs, len(sizes)))
+        book("tables", before - self._left() - total, np.bincount(owners, minlength=len(sizes)))
+
     def _get(self, count: int, model: Any) -> Symbols:
         symbols: Symbols = self._coder.decode(model, count)
         return symbols
@@ -274,8 +297,14 @@ class Decoder:
             raise PayloadError(f"{value} is out of range: at most {limit}")
         return value
 
-    def bits(self, count: int, width: int) -> Ints:
+    def bits(
+        self, count: int, width: int, part: str = "values", counts: Ints | None = None
+    ) -> Ints:
         """Read `count` integers of `width` bits."""
+        book(part, count * width, counts)
+        return self._bits(count, width)
+
+    def _bits(self, count: int, width: int) -> Ints:
         values = np.zeros(count, np.int64)
         full, rest = divmod(count, 16)
         for place in range(width):
@@ -286,32 +315,51 @@ class Decoder:
             values |= plane.astype(np.int64) << place
         return values
 
-    def floats(self, count: int, dtype: str = "float32") -> NDArray[np.floating[Any]]:
+    def floats(
+        self,
+        count: int,
+        dtype: str = "float32",
+        part: str = "values",
+        counts: Ints | None = None,
+    ) -> NDArray[np.floating[Any]]:
         """Read `count` float32 or float16 numbers, which may be NaN or infinite."""
         kind = np.dtype(dtype)
+        book(part, 8 * kind.itemsize * count, counts)
         words = self._get(count * kind.itemsize // 2, _uniform(16)).astype("<u2")
         return words.view(kind.newbyteorder("<")).astype(kind)
 
-    def symbols(self, size: int, limit: int) -> Symbols:
+    def symbols(
+        self, size: int, limit: int, part: str = "values", counts: Ints | None = None
+    ) -> Symbols:
         """Read `size` integers in ``[0, limit]``."""
-        sizes = np.full(min(size, 1), size)
-        return self._symbols(sizes, np.full_like(sizes, limit))
+        sizes, before = np.full(min(size, 1), size), self._left()
+        symbols, bits = self._symbols(sizes, np.full_like(sizes, limit))
+        if sizes_to_book() is not None:
+            self._book(part, _costs(symbols, sizes, bits), slice(None), counts, before)
+        return symbols
 
-    def _symbols(self, sizes: Ints, limits: Ints) -> Symbols:
-        """Read symbols, the first of `sizes` with one table, the next with another, and so on."""
+    def _symbols(self, sizes: Ints, limits: Ints) -> tuple[Symbols, list[float]]:
+        """Read symbols, the first of `sizes` with one table, the next with another, and so on.
+
+        Returned with the bits that those of each table took.
+        """
         lengths = self._get(len(sizes), _geometric(2))
         slopes = iter(self._get(int(np.count_nonzero(lengths)), _uniform(3)))
-        parts = [np.zeros(0, np.int32)]
+        parts, bits = [np.zeros(0, np.int32)], []
         for size, limit, length in zip(sizes, limits, lengths.tolist(), strict=True):
             top = 1 << length >> 1
             last = top + self.uint(max(0, top - 1))
             if last > min(limit, MAX_SYMBOL):
                 raise PayloadError(f"a table for symbols to {last}: at most {limit}")
             if last:
-                parts.append(self._get(size, self._table(size, last, int(next(slopes)))))
+                table = self._table(size, last, int(next(slopes)))
+                before = self._left()
+                parts.append(self._get(size, table))
+                bits.append(before - self._left())
             else:
                 parts.append(np.zeros(size, np.int32))
-        return np.concatenate(parts)
+                bits.append(0.0)
+        return np.concatenate(parts), bits
 
     def _table(self, size: int, last: int, slope: int) -> Any:
         resolution = int(_resolution(np.array(size), np.array(last)))
@@ -322,24 +370,36 @@ class Decoder:
             raise PayloadError("a table of probabilities leaves its range")
         return _table_model(levels, resolution)
 
-    def integers(self, size: int, limit: int, contexts: NDArray[Any] | None = None) -> Ints:
+    def integers(
+        self,
+        size: int,
+        limit: int,
+        contexts: NDArray[Any] | None = None,
+        part: str = "values",
+        counts: Ints | None = None,
+    ) -> Ints:
         """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
         values = np.zeros(size, np.int64)
         if not size:
             return values
+        before = self._left()
         order, sizes = _by_context(contexts, size)
         shifts = self._get(len(sizes), _geometric(1)).astype(np.int64)
         low = [
-            self.bits(n, shift) for n, shift in zip(sizes, shifts.tolist(), strict=True) if shift
+            self._bits(n, shift) for n, shift in zip(sizes, shifts.tolist(), strict=True) if shift
         ]
-        tokens = self._symbols(sizes, _tokens(limit >> shifts)[0])
+        tokens, bits = self._symbols(sizes, _tokens(limit >> shifts)[0])
         large = np.flatnonzero(tokens >= 16)
         high = tokens.astype(np.int64)
         widths = high[large] // 4 - 2
         high[large] = (high[large] - 4 - 4 * widths) << widths
         for width in np.flatnonzero(np.bincount(widths)):
             of_width = large[widths == width]
-            high[of_width] |= self.bits(len(of_width), int(width))
+            high[of_width] |= self._bits(len(of_width), int(width))
+        if sizes_to_book() is not None:
+            costs = _costs(tokens, sizes, bits) + np.repeat(shifts, sizes)
+            costs[large] += widths
+            self._book(part, costs, order, counts, before)
         if low:
             shift = np.repeat(shifts, sizes)
             high <<= shift
@@ -348,6 +408,16 @@ class Decoder:
             raise PayloadError(f"{high.max()} is out of range: at most {limit}")
         values[order] = high
         return values
+
+
+def _costs(symbols: Symbols, sizes: Ints, bits: list[float]) -> NDArray[np.float64]:
+    """Divide the bits of each stretch among its symbols, by ideal code length."""
+    costs = np.zeros(len(symbols))
+    for total, size, end in zip(bits, sizes, np.cumsum(sizes), strict=True):
+        part = symbols[end - size : end]
+        lengths = np.log2((size + 1) / np.maximum(np.bincount(part), 1))[part]
+        costs[end - size : end] = lengths * (total / lengths.sum())
+    return costs
 
 
 def _starts(sizes: Ints) -> Ints:
@@ -378,7 +448,7 @@ def _spacing(counts: Ints, lengths: Ints) -> Ints:
 
 def _matrices(layout: Layout) -> Ints:
     """Rows and columns of each float array that is not empty, leading axes merged into rows."""
-    shapes = [(1, *t.shape) for t in layout.floats if t.size]
+    shapes = [(1, *t.shape) for t in layout.filled]
     return np.array([(prod(s[:-1]), s[-1]) for s in shapes], np.int64).reshape(-1, 2)
 
 
@@ -435,17 +505,23 @@ def encode_indices(encoder: Encoder, indices: Ints, layout: Layout) -> Ints:
 def decode_indices(decoder: Decoder, layout: Layout) -> Ints:
     """Read distinct positions in the order that `encode_indices` returned; see there."""
     rows, cols = _matrices(layout).T
-    across = decoder.bits(len(rows), 1).astype(bool)
+    once = np.ones(len(rows), np.int64)
+    across = decoder.bits(len(rows), 1, "indices", once).astype(bool)
     lines, lengths = np.where(across, (cols, rows), (rows, cols))
-    contexts = np.repeat(decoder.symbols(len(rows), _CLASSES - 1), lines)
+    density = decoder.symbols(len(rows), _CLASSES - 1, "indices", once)
+    contexts = np.repeat(density, lines)
     length = np.repeat(lengths, lines)
     counts = np.zeros(len(length), np.int64)
     used = contexts > 0
-    counts[used] = decoder.integers(int(used.sum()), int(length.max()), contexts[used])
+    counts[used] = decoder.integers(
+        int(used.sum()), int(length.max()), contexts[used], "indices", lines * (density > 0)
+    )
     if np.any(counts > length):
         raise PayloadError("more positions than coordinates")
     contexts = np.repeat(_spacing(counts, length), counts)
-    ends = np.cumsum(1 + decoder.integers(len(contexts), int(length.max()), contexts))
+    kept = np.add.reduceat(counts, _starts(lines))
+    gaps = decoder.integers(len(contexts), int(length.max()), contexts, "indices", kept)
+    ends = np.cumsum(1 + gaps)
     first = _starts(counts)
     before = np.append(0, ends)[first]
     line = np.repeat(np.arange(len(length)), counts)

@@ -42,13 +42,16 @@ class Lossless(Compressor):
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
         decoder = Decoder(body)
         exponents = np.empty(layout.size, np.uint8)
+        each = iter(np.diag(layout.sizes))
         for part in _tensors(layout, exponents):
-            part[:] = decoder.symbols(part.size, 255)
+            if part.size:
+                part[:] = decoder.symbols(part.size, 255, counts=next(each))
         order, groups = _by_exponent(exponents)
         octets = np.zeros((layout.size, 4), np.uint8)
         for group in groups:
+            counts = layout.count(order[group])
             for place in range(3):
-                octets[group, place] = decoder.symbols(len(octets[group]), 255)
+                octets[group, place] = decoder.symbols(len(octets[group]), 255, counts=counts)
         decoder.finish()
         bits = np.empty(layout.size, np.uint32)
         bits[order] = octets.view("<u4").reshape(-1)

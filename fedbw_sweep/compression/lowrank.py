@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, book, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.feedback import State
 from fedbw_sweep.errors import ConfigError
@@ -105,7 +105,12 @@ class LowRank(Compressor):
 
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
-        numbers = floats_from(body, self.expected_bytes(layout) // 4 - 1, "<f4")
+        numbers = floats_from(body, self.expected_bytes(layout) // 4 - 1, "<f4", part=None)
+        counts = np.array([(left, right) for _, _, left, right in self._cuts(layout) if left])
+        counts = counts.reshape(-1, 2)
+        for part, own in (("factors", counts[:, 1] > 0), ("values", counts[:, 1] == 0)):
+            weights = counts.sum(axis=1) * own
+            book(part, 32 * weights.sum(), weights)
         update = np.empty(layout.size, np.float32)
         limit = np.finfo(np.float32).max
         for (_, tensor), (rank, start, left, right) in zip(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import FloatVector, Layout
+from fedbw_sweep.compression.base import FloatVector, Ints, Layout, TensorSpec
 from fedbw_sweep.compression.ecsq import (
     BITS,
     CLASSES,
@@ -27,7 +27,7 @@ from fedbw_sweep.compression.ecsq import (
     dequantise,
     quantise,
 )
-from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Ints
+from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 _COARSENESS = 2.8
@@ -100,13 +100,17 @@ class _Factors:
         return matrix
 
 
+def _is_matrix(tensor: TensorSpec) -> bool:
+    """Whether an array has at least two rows and columns."""
+    return len(tensor.shape) > 1 and tensor.size > tensor.shape[-1] > 1
+
+
 def _matrices(vector: FloatVector, layout: Layout) -> Iterator[FloatVector]:
     """Yield a view of each array of at least two rows and columns, its longer side across."""
     for tensor, array in layout.split(vector):
-        cols = array.shape[-1] if tensor.size and array.ndim > 1 else 1
-        if min(cols, tensor.size // cols) > 1:
-            matrix = array.reshape(-1, cols)
-            yield matrix if len(matrix) <= cols else matrix.T
+        if _is_matrix(tensor):
+            matrix = array.reshape(-1, tensor.shape[-1])
+            yield matrix if len(matrix) <= tensor.shape[-1] else matrix.T
 
 
 class _Spectrum:
@@ -302,18 +306,29 @@ class LowRankECSQ(ECSQ):
     def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
         values = np.zeros(layout.size, np.float32)
         matrices = list(_matrices(values, layout))
-        ranks = decoder.integers(len(matrices), self.max_rank)
+        own = np.array([_is_matrix(tensor) for tensor in layout.filled])
+
+        def each(counts: Ints | int) -> Ints:
+            """Return the counts of matrices as those of all arrays that are not empty."""
+            of_all = np.zeros(len(own), np.int64)
+            of_all[own] = counts
+            return of_all
+
+        ranks = decoder.integers(len(matrices), self.max_rank, None, "factors", each(1))
         if any(rank > len(matrix) for rank, matrix in zip(ranks, matrices, strict=True)):
             raise PayloadError("a rank exceeds its matrix")
         matrices = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
+        own[own] = ranks > 0
         ranks = ranks[ranks > 0]
-        coarseness = decoder.integers(len(ranks), _MAX_COARSENESS)
+        coarseness = decoder.integers(len(ranks), _MAX_COARSENESS, None, "factors", each(1))
         gain = np.empty(int(ranks.sum()), np.int64)
         first = np.cumsum(ranks) - ranks
         later = np.ones(len(gain), bool)
         later[first] = False
-        gain[first] = decoder.integers(len(ranks), _MAX_GAIN)
-        gain[later] = -decoder.integers(len(gain) - len(ranks), _MAX_GAIN)
+        gain[first] = decoder.integers(len(ranks), _MAX_GAIN, None, "factors", each(1))
+        gain[later] = -decoder.integers(
+            len(gain) - len(ranks), _MAX_GAIN, None, "factors", each(ranks - 1)
+        )
         gains = [np.cumsum(g) for g in np.split(gain, first[1:])] if len(ranks) else []
         used = [
             _Factors(matrix.shape, int(c), g)
@@ -322,10 +337,13 @@ class LowRankECSQ(ECSQ):
         if any(part.gain[-1] < 0 for part in used):
             raise PayloadError("a singular value is out of range")
         contexts = _Contexts(used)
+        sides = np.array([sum(matrix.shape) for matrix in matrices])
         for chunk in contexts.chunks():
             of_entries = contexts.of(chunk)
-            levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries)
-            add_signs(decoder, levels)
+            width = np.minimum(np.maximum(ranks - chunk.start, 0), chunk.stop - chunk.start)
+            counts = each(sides * width)
+            levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries, "factors", counts)
+            add_signs(decoder, levels, "factors", counts)
             contexts.learn(levels)
             at = 0
             for part in used:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16, to_bfloat16
 from fedbw_sweep.errors import ConfigError
 
@@ -39,14 +38,16 @@ class Sign(Compressor):
         """Payload size in bytes, exact."""
         return self.FRAME_BYTES + 2 * self._groups(layout).size + -(-layout.size // 8)
 
-    def _groups(self, layout: Layout) -> NDArray[np.int64]:
+    def _groups(self, layout: Layout) -> Ints:
         """Return the number of coordinates that share each scale, in vector order."""
-        tensors = [t for t in layout.floats if t.size]
-        sizes = np.array([t.size for t in tensors], np.int64)
-        if self.scale == "tensor":
-            return sizes
-        rows = np.array([t.shape[0] if len(t.shape) > 1 else 1 for t in tensors], np.int64)
-        return np.repeat(sizes // rows, rows)
+        scales = self._scales(layout)
+        return np.repeat(layout.sizes // scales, scales)
+
+    def _scales(self, layout: Layout) -> Ints:
+        """Return the number of scales of each tensor that is not empty."""
+        by_row = self.scale == "row"
+        shapes = [t.shape for t in layout.filled]
+        return np.array([s[0] if by_row and len(s) > 1 else 1 for s in shapes], np.int64)
 
     def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         groups = self._groups(layout)
@@ -60,7 +61,8 @@ class Sign(Compressor):
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
         groups = self._groups(layout)
         split = 2 * groups.size
-        scales = from_bfloat16(floats_from(body[:split], groups.size, "<u2").astype(np.uint16))
+        codes = floats_from(body[:split], groups.size, "<u2", "tables", self._scales(layout))
+        scales = from_bfloat16(codes.astype(np.uint16))
         packed = floats_from(body[split:], -(-layout.size // 8), "u1").view(np.uint8)
         update = np.repeat(scales, groups)
         negative = np.unpackbits(packed, count=layout.size)

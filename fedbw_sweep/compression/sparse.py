@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout
 from fedbw_sweep.compression.entropy import (
     Decoder,
     Encoder,
-    Ints,
     decode_indices,
     encode_indices,
 )
@@ -85,23 +84,25 @@ def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
         encoder.integers(np.rint(magnitudes * (127 / np.float64(scale))).astype(np.int64))
 
 
-def _decode_values(decoder: Decoder, count: int, kind: str) -> NDArray[np.floating[Any]]:
+def _decode_values(decoder: Decoder, counts: Ints, kind: str) -> NDArray[np.floating[Any]]:
+    """Read the kept values, so many of each tensor that is not empty."""
+    count = int(counts.sum())
     if kind == "fp32":
-        return decoder.floats(count)
+        return decoder.floats(count, counts=counts)
     if not count:
         return np.zeros(0, np.float32)
-    scale = float(decoder.floats(1)[0])
+    scale = float(decoder.floats(1, part="tables", counts=counts)[0])
     if not (isfinite(scale) and scale >= 0):
         raise PayloadError(f"{scale} is not a scale")
     if kind == "fp16":
-        relative = decoder.floats(count, "float16")
+        relative = decoder.floats(count, "float16", counts=counts)
         if not np.all(np.abs(relative) <= 1):
             raise PayloadError("a value exceeds the largest value")
         return relative * np.float64(scale)
-    signs = 1 - 2 * decoder.bits(count, 1)
+    signs = 1 - 2 * decoder.bits(count, 1, counts=counts)
     if kind == "sign":
         return signs * scale
-    return signs * decoder.integers(count, 127) * (scale / 127)
+    return signs * decoder.integers(count, 127, counts=counts) * (scale / 127)
 
 
 class _Sparse(Compressor):
@@ -133,7 +134,7 @@ class _Sparse(Compressor):
             indices = decode_indices(decoder, layout)
             if len(indices) > self._most(layout.size):
                 raise PayloadError(f"{len(indices)} coordinates, more than the density allows")
-            update[indices] = _decode_values(decoder, len(indices), self.values)
+            update[indices] = _decode_values(decoder, layout.count(indices), self.values)
         decoder.finish()
         return update
 
@@ -277,7 +278,7 @@ class RandK(Compressor):
         decoder = Decoder(body)
         count = kept_count(self.density, layout.size)
         kept = random_subset(decoder.uint((1 << 32) - 1), layout.size, count)
-        values = _decode_values(decoder, count, self.values)
+        values = _decode_values(decoder, layout.count(kept), self.values)
         decoder.finish()
         if not np.isfinite(values).all():
             raise PayloadError("a value is NaN or infinite")

@@ -106,7 +106,7 @@ class Uniform(Compressor):
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
         size, split = layout.size, 2 * self._blocks(layout.size)
         scales = from_bfloat16(
-            floats_from(body[:split], self._blocks(size), "<u2").astype(np.uint16)
+            floats_from(body[:split], self._blocks(size), "<u2", "tables").astype(np.uint16)
         )
         packed = floats_from(body[split:], packed_bytes(size, self.bits), "u1").view(np.uint8)
         codes = unpack(packed, size, self.bits)
@@ -166,7 +166,8 @@ class QSGD(Compressor):
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
         buckets = -(-layout.size // self.bucket)
-        steps = from_bfloat16(floats_from(body[: 2 * buckets], buckets, "<u2").astype(np.uint16))
+        codes = floats_from(body[: 2 * buckets], buckets, "<u2", "tables")
+        steps = from_bfloat16(codes.astype(np.uint16))
         decoder = Decoder(body[2 * buckets :])
         symbols = decoder.symbols(layout.size, 2 * self.levels)
         decoder.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,7 +17,7 @@ from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, DivergenceError
-from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, unpack
+from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, parts, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import rng_for
 
@@ -71,6 +72,8 @@ class MeteredFedAvg(FedAvg):
         Every message of the run so far.
     reports : dict of int to list of ClientReport
         Each round's clients, in their order.
+    parts : Counter of (tensor, part) to int
+        Where the bytes of the last round's updates are; see `Compressor.parts`.
     """
 
     def __init__(self, config: RunConfig, layout: Layout) -> None:
@@ -80,6 +83,7 @@ class MeteredFedAvg(FedAvg):
         self.model_compressor = Dense()
         self.ledger = Ledger(layout.dense_bytes)
         self.reports: dict[int, list[ClientReport]] = {}
+        self.parts: Counter[tuple[str, str]] = Counter()
         self.nodes: list[int] = []  # node ids by client
         self.client_of: dict[int, int] = {}  # clients that will reply by node id, in their order
         self.global_vector = np.empty(0, np.float32)
@@ -132,7 +136,10 @@ class MeteredFedAvg(FedAvg):
             self.ledger.received(server_round, client, content)
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
-            update, own_exact = unpack(content.array_records[ARRAYS], self.compressor, self.layout)
+            arrays = content.array_records[ARRAYS]
+            update, own_exact = unpack(arrays, self.compressor, self.layout)
+            if server_round == self.config.rounds:
+                self.parts += parts(arrays, self.compressor, self.layout)
             _add(total, update, report.examples)
             weight_sum += report.examples
             if report.examples > most:

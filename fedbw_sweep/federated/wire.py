@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
@@ -35,11 +37,29 @@ def unpack(
     PayloadError
         If the payload is not one made for this layout and compressor.
     """
+    payload, exact = _split(arrays, layout)
+    return compressor.decode(payload, layout), bytes(exact)
+
+
+def parts(arrays: ArrayRecord, compressor: Compressor, layout: Layout) -> Counter[tuple[str, str]]:
+    """Say where a payload's bytes are: `Compressor.parts`, and ``exact`` arrays sent as they are.
+
+    Raises
+    ------
+    PayloadError
+        As `unpack`.
+    """
+    exact = {(tensor.name, "exact"): tensor.nbytes for tensor in layout.exact}
+    return compressor.parts(_split(arrays, layout)[0], layout) + Counter(exact)
+
+
+def _split(arrays: ArrayRecord, layout: Layout) -> tuple[memoryview, memoryview]:
+    """Return the compressed vector and the arrays that are sent as they are."""
     payload = memoryview(arrays["payload"].data)
     split = len(payload) - layout.exact_bytes
     if split < 0:
         raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
-    return compressor.decode(payload[:split], layout), bytes(payload[split:])
+    return payload[:split], payload[split:]
 
 
 def pack_state(state: State) -> ArrayRecord:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -37,7 +36,6 @@ def write_report(
     options: Options,
     out: Path,
     specs: Sequence[Path] = (),
-    parts: pd.DataFrame | None = None,
     step: Callable[[str], None] = lambda what: None,
 ) -> tuple[list[Rendered], list[str]]:
     """Write every table and figure that the runs allow.
@@ -50,8 +48,6 @@ def write_report(
         The folder to write into; files of an earlier report are replaced.
     specs : sequence of pathlib.Path
         Descriptions of further tables.
-    parts : pandas.DataFrame or None
-        Bytes by tensor and part; see `fedbw_sweep.report.figure.bytes_by_part`.
     step : callable
         Called with the name of each thing before it is made.
 
@@ -92,7 +88,7 @@ def write_report(
         table.write(out / "tables")
     runs.to_csv(out / "runs.csv", index=False)
 
-    drawings = _drawings(records, parts, notes)
+    drawings = _drawings(records, notes)
     for name in FIGURES:
         paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
         if name in drawings:
@@ -105,9 +101,7 @@ def write_report(
     return tables, notes
 
 
-def _drawings(
-    records: Records, parts: pd.DataFrame | None, notes: list[str]
-) -> dict[str, Callable[..., None]]:
+def _drawings(records: Records, notes: list[str]) -> dict[str, Callable[..., None]]:
     """Choose the figures that the runs allow."""
     done = records.results[records.results["status"] == "done"]
     curves = figure.cell_curves(done, records.rounds)
@@ -118,8 +112,8 @@ def _drawings(
         name: partial(getattr(figure, name), curves)
         for name in ("loss_against_bytes", "pareto_front", "bytes_by_round")
     }
-    if parts is not None and parts["run_id"].isin(done["run_id"]).any():
-        drawings["bytes_by_part"] = partial(figure.bytes_by_part, done, parts)
+    if records.parts["run_id"].isin(done["run_id"]).any():
+        drawings["bytes_by_part"] = partial(figure.bytes_by_part, done, records.parts)
     if "local_epochs" in varying_settings(done):
         drawings["local_epochs"] = partial(figure.local_epochs, done, curves)
     return drawings

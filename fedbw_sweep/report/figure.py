@@ -140,14 +140,14 @@ def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
 
 
 def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> None:
-    """Draw where the uplink bytes are: a bar per tensor, split into values, indices, tables.
+    """Draw where the last round's uplink bytes are: a bar per tensor, split into parts.
 
     Parameters
     ----------
     results : pandas.DataFrame
         Rows of ``results.csv``.
     parts : pandas.DataFrame
-        Columns ``run_id``, ``tensor``, ``part`` and ``bytes``, sums over a run.
+        Columns ``run_id``, ``tensor``, ``part`` and ``bytes``, as in `Records.parts`.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
@@ -172,7 +172,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
                 width = table[kind].reindex(names, fill_value=0.0).to_numpy()
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
-            axes.set(title=fill(cell, 40), xlabel="uplink (MB)")
+            axes.set(title=fill(cell, 40), xlabel="last round's uplink (MB)")
             axes.tick_params(axis="y", labelsize=7)
         panels[0].invert_yaxis()
         _legend(panels)
