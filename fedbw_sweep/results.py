@@ -103,7 +103,7 @@ PARTS_COLUMNS: Mapping[str, Column] = {
         "values, indices (positions), tables (scales, probabilities), factors (of low rank), frame "
         "(and seeds), or exact (not floating point)",
     ),
-    "bytes": Column("int64", "payload bytes, clients to server, of the last round's updates"),
+    "bytes": Column("Int64", "payload bytes, clients to server, of the last round's updates"),
 }
 
 TIMING_COLUMNS: Mapping[str, Column] = {

@@ -17,6 +17,7 @@ from fedbw_sweep.report.measure import MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
+    PARTS_COLUMNS,
     RESULTS_COLUMNS,
     ROUNDS_COLUMNS,
     TIMING_COLUMNS,
@@ -31,6 +32,7 @@ COLUMNS = {
     "results.csv": RESULTS_COLUMNS,
     "rounds.csv": ROUNDS_COLUMNS,
     "messages.parquet": MESSAGES_COLUMNS,
+    "parts.csv": PARTS_COLUMNS,
     "timing.csv": TIMING_COLUMNS,
     "report/runs.csv: those of results.csv, then": {
         "source": Column("string", "the run folder or CSV that the run was read from"),

@@ -12,6 +12,7 @@ from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
+    PARTS_COLUMNS,
     RESULTS_COLUMNS,
     ROUNDS_COLUMNS,
     TIMING_COLUMNS,
@@ -61,6 +62,7 @@ def finished(config: RunConfig, loss: float = 2.5, rounds: int = 2) -> RunRecord
         )
     record = RunRecord(config, "done", summary={"loss": loss, "total_bytes": 2**53 + 1})
     record.rounds, record.messages = rows, messages
+    record.parts = [{"tensor": "w", "part": "values", "bytes": 2**53 + 1}]
     record.timing = [dict.fromkeys(TIMING_COLUMNS, 0)]
     return record
 
@@ -72,6 +74,7 @@ def test_a_run_folder_holds_all_of_it(run_config: Build, tmp_path: Path) -> None
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.yaml",
         "messages.parquet",
+        "parts.csv",
         "rounds.csv",
         "status.json",
         "timing.csv",
@@ -176,10 +179,12 @@ def test_groups_become_dotted_columns() -> None:
 
 
 def test_every_column_says_what_it_is() -> None:
-    for columns in (RESULTS_COLUMNS, ROUNDS_COLUMNS, MESSAGES_COLUMNS, TIMING_COLUMNS):
+    for columns in (
+        RESULTS_COLUMNS, ROUNDS_COLUMNS, MESSAGES_COLUMNS, PARTS_COLUMNS, TIMING_COLUMNS
+    ):  # fmt: skip
         for name, column in columns.items():
             assert len(column.meaning) > 5, name
-            if name.endswith(("_bytes", "_seconds")) or "loss" in name:
+            if name.endswith(("bytes", "_seconds")) or "loss" in name:
                 assert column.dtype in {"Int64", "int64", "Float64", "float64"}
-            if name.endswith("_bytes"):
+            if name.endswith("bytes"):
                 assert column.dtype in {"Int64", "int64"}, f"{name} must be a whole number"

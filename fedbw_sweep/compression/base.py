@@ -149,7 +149,7 @@ def book(part: str, bits: float, weights: NDArray[Any] | None = None) -> None:
     total = weights.sum()
     if total > 0:
         tally.bits.setdefault(part, np.zeros(len(tally.sizes)))
-        tally.bits[part] += bits * (weights / total)
+        tally.bits[part] += max(0.0, bits) * (weights / total)  # a difference of floats
 
 
 def all_finite(vector: FloatVector) -> bool:
@@ -249,7 +249,8 @@ class Compressor(ABC):
         """Say where the bytes of a payload are, by decoding it.
 
         Exact are the total, what each tensor has in fixed-size fields of its own, and the bits that
-        each stretch of an entropy-coded stream takes. A stretch that several tensors share is
+        each stretch of an entropy-coded stream takes (the last one, where the coder starts, up to a
+        byte more than it should). A stretch that several tensors share is
         divided by its symbols' ideal code lengths, tables by the number of symbols coded with them,
         and scales of blocks, or numbers that are no tensor's own, by size. Bits become bytes by
         rounding running sums: each entry is within a byte of its share, and all add up.
@@ -267,8 +268,7 @@ class Compressor(ABC):
             Bytes, where there are any; ``len(payload)`` in all. Parts are ``values``, ``indices``
             (positions of what is sent), ``tables`` (scales, probabilities and what chooses them),
             ``factors`` (of low rank), and, of the tensor ``(all)``, ``frame``: all the rest, which
-            is the frame, seeds, steps, and what the entropy coder needs to start and to end on a
-            whole byte.
+            is the frame, seeds, steps, and what fills the entropy coder's last byte.
 
         Raises
         ------
@@ -283,9 +283,8 @@ class Compressor(ABC):
             _tally.reset(token)
         keys = [(WHOLE, FRAME), *((t.name, part) for part in tally.bits for t in layout.filled)]
         bits = np.concatenate([[0.0], *tally.bits.values()])
-        bits[0] = max(0.0, 8 * len(payload) - bits.sum())
-        ends = np.minimum(np.rint(np.cumsum(bits) / 8).astype(np.int64), len(payload))
-        ends[-1] = len(payload)
+        bits[0] = 8 * len(payload) - bits.sum()
+        ends = np.rint(np.cumsum(bits) / 8).astype(np.int64)
         sizes = np.diff(ends, prepend=0).tolist()
         return Counter({key: size for key, size in zip(keys, sizes, strict=True) if size})
 

@@ -268,20 +268,26 @@ class Decoder:
         return 32 * int(words) + log2(max(1, int(state)))
 
     def _book(
-        self, part: str, costs: NDArray[np.float64], order: Any, counts: Ints | None, before: float
+        self,
+        part: str,
+        bits: float,
+        costs: NDArray[np.float64],
+        order: Any,
+        counts: Ints | None,
+        before: float,
     ) -> None:
-        """Book values that cost so many bits each, in another order, and as tables all else read.
+        """Book the bits of values, divided as they cost, and all else read as their tables.
 
-        `before` is what was left when the first was read.
+        `costs` are in another order; `before` is what was left before all that was read.
         """
         sizes = sizes_to_book()
         if sizes is None:
             return
         tensors = np.arange(len(sizes), dtype=np.int32)
         owners = np.repeat(tensors, sizes if counts is None else counts)[order]
-        total = costs.sum()
-        book(part, total, np.bincount(owners, costs, len(sizes)))
-        book("tables", before - self._left() - total, np.bincount(owners, minlength=len(sizes)))
+        book(part, bits, np.bincount(owners, costs, len(sizes)))
+        tables = before - self._left() - bits
+        book("tables", tables, np.bincount(owners, minlength=len(sizes)))
 
     def _get(self, count: int, model: Any) -> Symbols:
         symbols: Symbols = self._coder.decode(model, count)
@@ -301,8 +307,10 @@ class Decoder:
         self, count: int, width: int, part: str = "values", counts: Ints | None = None
     ) -> Ints:
         """Read `count` integers of `width` bits."""
-        book(part, count * width, counts)
-        return self._bits(count, width)
+        before = self._left()
+        values = self._bits(count, width)
+        book(part, before - self._left(), counts)
+        return values
 
     def _bits(self, count: int, width: int) -> Ints:
         values = np.zeros(count, np.int64)
@@ -324,8 +332,9 @@ class Decoder:
     ) -> NDArray[np.floating[Any]]:
         """Read `count` float32 or float16 numbers, which may be NaN or infinite."""
         kind = np.dtype(dtype)
-        book(part, 8 * kind.itemsize * count, counts)
+        before = self._left()
         words = self._get(count * kind.itemsize // 2, _uniform(16)).astype("<u2")
+        book(part, before - self._left(), counts)
         return words.view(kind.newbyteorder("<")).astype(kind)
 
     def symbols(
@@ -335,7 +344,8 @@ class Decoder:
         sizes, before = np.full(min(size, 1), size), self._left()
         symbols, bits = self._symbols(sizes, np.full_like(sizes, limit))
         if sizes_to_book() is not None:
-            self._book(part, _costs(symbols, sizes, bits), slice(None), counts, before)
+            costs = _costs(symbols, sizes, bits)
+            self._book(part, sum(bits), costs, slice(None), counts, before)
         return symbols
 
     def _symbols(self, sizes: Ints, limits: Ints) -> tuple[Symbols, list[float]]:
@@ -385,10 +395,13 @@ class Decoder:
         before = self._left()
         order, sizes = _by_context(contexts, size)
         shifts = self._get(len(sizes), _geometric(1)).astype(np.int64)
+        plain = self._left()
         low = [
             self._bits(n, shift) for n, shift in zip(sizes, shifts.tolist(), strict=True) if shift
         ]
+        plain -= self._left()
         tokens, bits = self._symbols(sizes, _tokens(limit >> shifts)[0])
+        plain += self._left()
         large = np.flatnonzero(tokens >= 16)
         high = tokens.astype(np.int64)
         widths = high[large] // 4 - 2
@@ -396,10 +409,11 @@ class Decoder:
         for width in np.flatnonzero(np.bincount(widths)):
             of_width = large[widths == width]
             high[of_width] |= self._bits(len(of_width), int(width))
+        plain -= self._left()
         if sizes_to_book() is not None:
             costs = _costs(tokens, sizes, bits) + np.repeat(shifts, sizes)
             costs[large] += widths
-            self._book(part, costs, order, counts, before)
+            self._book(part, plain + sum(bits), costs, order, counts, before)
         if low:
             shift = np.repeat(shifts, sizes)
             high <<= shift

@@ -158,7 +158,8 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     sums = known.groupby(["cell", "tensor", "part"], sort=False)["bytes"].sum() / MB
     sums = sums.div(seeds, level="cell")
     largest = sums.groupby("tensor").sum().sort_values(ascending=False).index
-    kinds, shown = list(dict.fromkeys(known["part"])), list(dict.fromkeys(known["cell"]))[:4]
+    kinds = sums.groupby("part").sum().sort_values(ascending=False).index
+    shown = list(dict.fromkeys(known["cell"]))[:4]
     names = [*largest[:TENSORS]]
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
@@ -173,6 +174,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
             axes.set(title=fill(cell, 40), xlabel="last round's uplink (MB)")
+            axes.set_xlim(0, 1.05 * left.max())
             axes.tick_params(axis="y", labelsize=7)
         panels[0].invert_yaxis()
         _legend(panels)

@@ -17,7 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedbw_sweep.compression
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec, all_finite
+from fedbw_sweep.compression.base import (
+    FRAME,
+    WHOLE,
+    Compressor,
+    FloatVector,
+    Layout,
+    TensorSpec,
+    all_finite,
+)
 from fedbw_sweep.compression.feedback import RESIDUAL, State, encode_with_feedback
 from fedbw_sweep.errors import DivergenceError, PayloadError
 
@@ -128,6 +136,11 @@ def check_round_trip(compressor: Compressor, update: FloatVector, layout: Layout
         assert expected is None or type(expected) is int
     decoded = compressor.decode(payload, layout)
     check_decoded(decoded, layout)
+    parts = compressor.parts(payload, layout)
+    assert sum(parts.values()) == len(payload)
+    assert {tensor for tensor, _ in parts} <= {t.name for t in layout.floats} | {WHOLE}
+    assert {part for tensor, part in parts if tensor == WHOLE} <= {FRAME}
+    assert all(type(count) is int and count > 0 for count in parts.values())
     return decoded
 
 
