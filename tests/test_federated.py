@@ -124,6 +124,9 @@ def test_a_compressed_run_trains_and_adds_up(execute: Execute, compression: str)
     )
     assert rounds["cumulative_uplink_bytes"].iloc[-1] == up["payload_bytes"].sum()
     assert record.summary["uplink_bytes"] == up["payload_bytes"].sum()
+    parts = pd.DataFrame(record.parts)
+    assert parts["bytes"].sum() == rounds["uplink_bytes"].iloc[-1]
+    assert not parts.duplicated(["tensor", "part"]).any()
     assert up["payload_bytes"].max() < TINY_BYTES
     assert record.summary["loss"] < record.summary["initial_loss"]
     assert record.summary["uplink_ratio"] == pytest.approx(
@@ -301,6 +304,9 @@ def test_integer_buffers_run_and_are_sent_exactly(
     body = TINY_BYTES if compression == "none" else int8_bytes(1_320_960)
     assert sent["uplink"] == body + 24
     assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
+    exact = [(row["tensor"], row["bytes"]) for row in record.parts if row["part"] == "exact"]
+    assert exact == [("steps", 2 * 8), ("ids", 2 * 16)]  # of two clients
+    assert sum(row["bytes"] for row in record.parts) == 2 * sent["uplink"]
     assert built[0].get_buffer("steps").item() == 2 * 2  # rounds x local steps
     assert built[0].get_buffer("ids").tolist() == [[2**53 + 1, -1]]
 
@@ -335,5 +341,6 @@ def test_a_round_without_replies_leaves_the_model(execute: Execute) -> None:
     record = execute("num_clients=1", "fraction_fit=1.0", "clients.dropout=0.99")
     assert record.error is None
     assert [row["clients"] for row in record.rounds] == [0, 0, 0]
+    assert record.parts == []
     assert record.summary["loss"] == record.summary["initial_loss"]
     assert record.summary["downlink_bytes"] == 2 * TINY_BYTES

@@ -15,6 +15,7 @@ from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
+    PARTS_COLUMNS,
     RESULTS_COLUMNS,
     ROUNDS_COLUMNS,
     RunRecord,
@@ -49,6 +50,27 @@ def other_machine(sweep: Path, name: str = "results.csv") -> Path:
     shutil.copy(sweep / "results.csv", folder / name)
     shutil.copy(sweep / "rounds.csv", folder / name.replace("results", "rounds"))
     return folder / name
+
+
+def test_where_the_bytes_are(sweep: Path) -> None:
+    parts = load_records(sweep).parts
+    assert parts.dtypes.astype(str).to_dict() == {
+        "run_id": "string",
+        **{name: column.dtype for name, column in PARTS_COLUMNS.items()},
+    }
+    done = load(sweep).query("status == 'done'")["run_id"]
+    assert sorted(parts["run_id"]) == sorted(done)
+    assert parts["bytes"].tolist() == [2**53 + 1] * 3  # never through a float
+    # Runs recorded before there was such a file have none, and those of a CSV neither.
+    older = sweep / str(done.iloc[0])
+    (older / "parts.csv").unlink()
+    records = load_records(sweep)
+    assert sorted(records.parts["run_id"]) == sorted(done.iloc[1:])
+    assert records.notes == []
+    assert load_records(other_machine(sweep)).parts.empty
+    (sweep / str(done.iloc[1]) / "parts.csv").write_text("tensor,part\nw,values\n")
+    with pytest.raises(ResultsError, match=r"parts\.csv has no column bytes"):
+        load_records(sweep)
 
 
 def test_typed_and_tidy(sweep: Path) -> None:

@@ -193,7 +193,7 @@ def test_what_is_written(report: Path) -> None:
         for suffix in ("csv", "md", "tex", "html"):
             assert (report / "tables" / f"{name}.{suffix}").stat().st_size > 100
         ElementTree.fromstring(f"<x>{(report / 'tables' / f'{name}.html').read_text()}</x>")
-    for name in ("loss_against_bytes", "pareto_front", "bytes_by_round"):
+    for name in ("loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part"):
         assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"/Type0" in (report / "figures" / f"{name}.pdf").read_bytes()
         svg = (report / "figures" / f"{name}.svg").read_text()

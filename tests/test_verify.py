@@ -52,16 +52,25 @@ def change_json(path: Path, change: Callable[[dict], object]) -> None:
 def test_an_honest_run_is_reproduced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(run)]) == 0
     captured = capsys.readouterr()
-    # rounds.csv has 3 rows of 15 columns, messages.parquet 8 rows of 6, the summary the rest.
+    # rounds.csv has 3 rows of 15 columns, messages.parquet 8 rows of 6, parts.csv rows of 3, the
+    # summary the rest.
     summary = json.loads((run / "status.json").read_text())["summary"]
-    assert f"reproduced; {3 * 15 + 8 * 6 + len(summary)} values are equal" in captured.out
+    parts = len((run / "parts.csv").read_text().splitlines()) - 1
+    equal = 3 * 15 + 8 * 6 + len(summary)
+    assert f"reproduced; {equal + 3 * parts} values are equal" in captured.out
     assert "environment" not in captured.err
+    (run / "parts.csv").unlink()  # as runs were recorded earlier
+    assert verify.main([str(run)]) == 0
+    assert f"reproduced; {equal} values are equal" in capsys.readouterr().out
 
 
 def test_one_byte_and_one_digit_are_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     messages = pd.read_parquet(run / "messages.parquet")
     messages.loc[5, "payload_bytes"] += 1
     messages.to_parquet(run / "messages.parquet", index=False)
+    parts = pd.read_csv(run / "parts.csv")
+    parts.loc[0, "bytes"] += 1
+    parts.to_csv(run / "parts.csv", index=False)
     rounds = pd.read_csv(run / "rounds.csv")
     rounds.loc[2, "loss"] += 1e-15 * 8
     rounds.to_csv(run / "rounds.csv", index=False)
@@ -69,9 +78,15 @@ def test_one_byte_and_one_digit_are_found(run: Path, capsys: pytest.CaptureFixtu
     change_json(run / "status.json", lambda status: status["environment"].update(torch="1.0"))
     assert verify.main([str(run)]) == 1
     captured = capsys.readouterr()
-    assert "3 of" in captured.out
+    assert "4 of" in captured.out
     assert "versions or hardware differ" in captured.out
-    for words in ("payload_bytes", "rounds.csv, round 2: loss", "model_hash 00", "torch 1.0, now"):
+    for words in (
+        "payload_bytes",
+        "tensor (all), part frame: bytes",
+        "rounds.csv, round 2: loss",
+        "model_hash 00",
+        "torch 1.0, now",
+    ):
         assert words in captured.err
 
 

@@ -173,7 +173,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
                 width = table[kind].reindex(names, fill_value=0.0).to_numpy()
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
-            axes.set(title=fill(cell, 40), xlabel="last round's uplink (MB)")
+            axes.set(title=fill(cell, 40), xlabel="last round's uplink payload (MB)")
             axes.set_xlim(0, 1.05 * left.max())
             axes.tick_params(axis="y", labelsize=7)
         panels[0].invert_yaxis()

@@ -111,7 +111,7 @@ def test_positions_cost_what_theory_says() -> None:
     n, k = layout.size, 4096
     choices = (lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)) / log(2)
     assert parts["values"] == pytest.approx(4096 / 8, abs=1)
-    assert parts["indices"] == pytest.approx(choices / 8, rel=0.02)
+    assert parts["indices"] == pytest.approx(choices / 8, rel=0.04)
     assert 4 < parts["tables"] < 80
     assert parts["frame"] == pytest.approx(4, abs=1)
 
