@@ -8,7 +8,15 @@ from math import lgamma, log
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import FRAME, WHOLE, Compressor, FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.base import (
+    FRAME,
+    WHOLE,
+    Compressor,
+    FloatVector,
+    Layout,
+    TensorSpec,
+    sizes_to_book,
+)
 from fedbw_sweep.compression.cast import Dense, Float8
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.entropy import Decoder, Encoder
@@ -191,10 +199,6 @@ def test_low_rank_is_in_the_factors() -> None:
 
 
 def test_booking_ends_with_a_refusal() -> None:
-    layout = layout_of(a=(8,))
     with pytest.raises(PayloadError):
-        Uniform().parts(b"????", layout)
-    payload = Uniform().encode(gaussian(8), layout, np.random.default_rng(0))
-    first = Uniform().parts(payload, layout)
-    Uniform().decode(payload, layout)
-    assert Uniform().parts(payload, layout) == first
+        Uniform().parts(b"????", layout_of(a=(8,)))
+    assert sizes_to_book() is None
