@@ -30,6 +30,9 @@ NAMED = 10
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
+PANELS = 4
+"""Cells, the first by their settings, that a figure of bytes by layer shows."""
+
 UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
 LOSS = "held-out loss (nats per token)"
 GREY = "0.75"
@@ -152,14 +155,15 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
         Where to save; the suffix chooses the format.
     """
     labels = run_labels(results, _settings(results)).set_axis(results["run_id"])
-    cells = parts["run_id"].map(labels)
-    known = parts[cells.notna()].assign(cell=cells)
+    shown = list(dict.fromkeys(labels[labels.index.isin(parts["run_id"].unique())]))[:PANELS]
+    labels = labels[labels.isin(shown)]
+    known = parts[parts["run_id"].isin(labels.index)]
+    known = known.assign(cell=known["run_id"].map(labels))
     seeds = known.groupby("cell")["run_id"].nunique()
     sums = known.groupby(["cell", "tensor", "part"], sort=False)["bytes"].sum() / MB
     sums = sums.div(seeds, level="cell")
     largest = sums.groupby("tensor").sum().sort_values(ascending=False).index
     kinds = sums.groupby("part").sum().sort_values(ascending=False).index
-    shown = list(dict.fromkeys(known["cell"]))[:4]
     names = [*largest[:TENSORS]]
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
