@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from simulation import WORKERS, Engine, compose
+from simulation import WORKERS, Engine
 
 RECORDS = 110_000
 NO_TRAINING = ("local_epochs=0", "data.heldout_tokens=64", f"backend.workers={WORKERS}")
@@ -68,9 +68,9 @@ def existing_clients() -> None:
             )
             from fedbw_sweep.run import execute
 
-            execute(compose(*engine.overrides, "rounds=3", "seed=9"), engine.folder)  # warm
+            engine.run(seed=9)  # warm
             started = time.perf_counter()
-            record = execute(compose(*engine.overrides), engine.folder)
+            record = execute(engine.config, engine.folder)
             whole = time.perf_counter() - started
             assert record.error is None, record.error
             rounds = [

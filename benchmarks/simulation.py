@@ -125,15 +125,15 @@ class Engine:
         from fedbw_sweep.federated import simulation
 
         simulation.set_verbosity(False)
-        self.overrides = overrides
+        self.config = compose(*overrides)
         self.folder = Path(tempfile.mkdtemp())
-        simulation.start(compose(*overrides))
+        simulation.start(self.config)
 
     def run(self, seed: int = 1) -> dict[str, float]:
         """Do a run; return the seconds its parts took."""
         from fedbw_sweep.run import execute
 
-        record = execute(compose(*self.overrides, f"seed={seed}"), self.folder)
+        record = execute(self.config.model_copy(update={"seed": seed}), self.folder)
         assert record.error is None, record.error
         return {
             name: sum(row[name] for row in record.timing)

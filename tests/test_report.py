@@ -420,10 +420,8 @@ def test_bytes_by_part(tmp_path: Path, run_config: Callable[..., RunConfig]) -> 
 
 def test_it_starts_without_what_trains() -> None:
     code = (
-        "import sys, time; t = time.perf_counter(); import fedbw_sweep.report.__main__\n"
-        "print({'torch', 'ray', 'flwr'} & set(sys.modules), time.perf_counter() - t)"
+        "import sys, fedbw_sweep.report.__main__\n"
+        "print({'torch', 'ray', 'flwr', 'transformers', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy, seconds = done.stdout.rsplit(" ", 1)
-    assert heavy == "set()"
-    assert float(seconds) < 3
+    assert done.stdout.strip() == "set()"
