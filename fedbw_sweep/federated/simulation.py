@@ -13,8 +13,7 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-import fedbw_sweep
-from fedbw_sweep.config import BackendConfig, RunConfig
+from fedbw_sweep.config import PACKAGE, BackendConfig, RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.federated import grid
 
@@ -55,7 +54,7 @@ def start(config: RunConfig) -> None:
         # "local": never another sweep's Ray, whatever RAY_ADDRESS says.
         ray.init(address="local", num_cpus=worker_count(backend), include_dashboard=False, **quiet)
     else:
-        environment = {"py_modules": [fedbw_sweep]}
+        environment = {"py_modules": [str(PACKAGE)]}
         try:
             host, _, port = backend.address.rpartition(":")
             if host:  # Ray itself would try for minutes
