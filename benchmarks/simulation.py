@@ -2,11 +2,13 @@
 
 python benchmarks/simulation.py            # jobs A, B and C, a sweep and the start-up, as ratios
 python benchmarks/simulation.py --quick    # fewer repeats
+python benchmarks/simulation.py --only A   # one of A, cold, B, C, start, sweep
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import subprocess
@@ -14,12 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 WORKERS = 2
 JOB_A = (
@@ -30,8 +33,10 @@ JOB_A = (
     "local_steps=10",
     f"backend.workers={WORKERS}",
 )
+ONE_ROUND_OF_A = (*JOB_A[:3], "rounds=1", *JOB_A[4:])
 ONE_STEP = ("model=tiny", "num_clients=1", "fraction_fit=1.0", "rounds=1", "local_steps=1")
 NO_STEP = ("model=tiny", "num_clients=2", "fraction_fit=1.0", "rounds=1", "local_epochs=0")
+Parts = dict[str, float]
 FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
 ECHO_CLIENTS, ECHO_ROUNDS, ECHO_BYTES = 10, 3, 56_270_848
 
@@ -50,7 +55,10 @@ def compose(*overrides: str) -> Any:
 
 
 def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
-    """Answer (seed, round, weights, clients) with the sum of the clients' weighted updates."""
+    """Answer (seed, round, weights, clients) with the sum of the clients' weighted updates.
+
+    And with the sum of the weights, and the seconds spent training.
+    """
     from fedbw_sweep import modeling
     from fedbw_sweep.data import windows
     from fedbw_sweep.run import federated_text
@@ -62,10 +70,11 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
     requests.send("ready")
     while True:
         seed, server_round, weights, clients = requests.recv()
-        total, examples = np.zeros(len(weights)), 0
+        total, examples, seconds = np.zeros(len(weights)), 0, 0.0
         for client in clients:
             sequences = windows(text.clients[client], config.sequence_length)
             modeling.write_arrays(model, weights, b"")
+            started = time.perf_counter()
             modeling.train(
                 model,
                 sequences,
@@ -75,9 +84,10 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
                 lr=config.lr,
                 rng=rng_for(seed, "train", client, server_round),
             )
+            seconds += time.perf_counter() - started
             total += (modeling.read_arrays(model)[0] - weights) * np.float64(len(sequences))
             examples += len(sequences)
-        requests.send((total, examples))
+        requests.send((total, examples, seconds))
 
 
 class Floor:
@@ -99,20 +109,36 @@ class Floor:
         for worker in self.workers:
             worker.recv()
 
-    def run(self, seed: int = 1) -> None:
+    def run(self, seed: int = 1) -> dict[str, float]:
+        """Do a run; return the seconds its parts took."""
         from fedbw_sweep import modeling
 
         model = modeling.build_model(self.config.model, seed)
-        modeling.heldout_loss(model, self.text.heldout)
+        began = time.perf_counter()
+        training, evaluating = 0.0, 0.0
+
+        def evaluate() -> None:
+            nonlocal evaluating
+            started = time.perf_counter()
+            modeling.heldout_loss(model, self.text.heldout)
+            evaluating += time.perf_counter() - started
+
+        evaluate()
         for server_round in range(1, self.config.rounds + 1):
             weights, _ = modeling.read_arrays(model)
             for i, worker in enumerate(self.workers):
                 clients = range(i, self.config.num_clients, len(self.workers))
                 worker.send((seed, server_round, weights, clients))
-            sums, examples = zip(*(worker.recv() for worker in self.workers), strict=True)
+            sums, examples, seconds = zip(*(worker.recv() for worker in self.workers), strict=True)
+            training += sum(seconds)
             new = (weights + sum(sums) / sum(examples)).astype(np.float32)
             modeling.write_arrays(model, new, b"")
-            modeling.heldout_loss(model, self.text.heldout)
+            evaluate()
+        return {
+            "round_seconds": time.perf_counter() - began,
+            "evaluate_seconds": evaluating,
+            "train_seconds": training,
+        }
 
 
 # --- This engine and Flower's --------------------------------------------------------------------
@@ -137,7 +163,7 @@ class Engine:
         assert record.error is None, record.error
         return {
             name: sum(row[name] for row in record.timing)
-            for name in ("round_seconds", "evaluate_seconds", "train_seconds", "encode_seconds")
+            for name in record.timing[0].keys() - {"round"}
         }
 
 
@@ -183,6 +209,7 @@ def serve(system: str) -> None:
     workers = f"backend.workers={WORKERS}"
     jobs: dict[str, Callable[[], Callable[[int], Any]]] = {
         "floor": lambda: Floor(*JOB_A).run,
+        "floor-round": lambda: Floor(*ONE_ROUND_OF_A).run,
         "ray": lambda: Engine(*JOB_A).run,
         "flower": lambda: Engine(*JOB_A, "backend=flower", workers).run,
         "echo-ray": lambda: (Engine(*NO_STEP, workers), lambda seed: echo(workers))[1],
@@ -194,8 +221,7 @@ def serve(system: str) -> None:
     for line in sys.stdin:
         started = time.perf_counter()
         parts = run(int(line)) or {}
-        seconds = time.perf_counter() - started
-        print(seconds, parts.get("evaluate_seconds", 0.0), flush=True)
+        print(json.dumps({"seconds": time.perf_counter() - started, **parts}), flush=True)
 
 
 class Asked:
@@ -212,12 +238,12 @@ class Asked:
         self.lines = (line for line in self.process.stdout or ())
         assert next(self.lines).strip() == "ready", system
 
-    def seconds(self, seed: int) -> tuple[float, float]:
-        """Do one run; return its seconds and those of them spent evaluating."""
+    def run(self, seed: int) -> Parts:
+        """Do one run; return its ``seconds`` and those of its parts."""
         assert self.process.stdin is not None
         print(seed, file=self.process.stdin, flush=True)
-        whole, evaluating = next(self.lines).split()
-        return float(whole), float(evaluating)
+        parts: Parts = json.loads(next(self.lines))
+        return parts
 
 
 @contextmanager
@@ -230,15 +256,15 @@ def systems(*names: str) -> Iterator[dict[str, Asked]]:
         one.process.wait()
 
 
-def interleave(names: tuple[str, ...], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleave(names: tuple[str, ...], repeats: int, warm_up: int = 1) -> dict[str, list[Parts]]:
     """Time each system in turn, `repeats` times, after `warm_up` untimed rounds."""
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[Parts]] = {name: [] for name in names}
     with systems(*names) as asked:
         for repeat in range(warm_up + repeats):
             for name, one in asked.items():
-                whole, evaluating = one.seconds(repeat + 1)
+                parts = one.run(repeat + 1)
                 if repeat >= warm_up:
-                    times[name].append(whole - evaluating if name == "fixed" else whole)
+                    times[name].append(parts)
     return times
 
 
@@ -268,7 +294,58 @@ def cold_floor() -> float:
         return time.perf_counter() - started
 
 
-# --- The table -----------------------------------------------------------------------------------
+def stages(*arguments: str) -> None:
+    """Be the whole command, and print when its stages end, in seconds since the process began."""
+    began = psutil.Process().create_time()
+
+    def ended(stage: str) -> None:
+        print(f"{time.time() - began:.2f} {stage}", flush=True)
+
+    def stamp(place: Any, name: str, stage: str) -> None:
+        function = getattr(place, name)
+
+        def stamped(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            ended(stage)
+            return result
+
+        setattr(place, name, stamped)
+
+    from fedbw_sweep import sweep
+    from fedbw_sweep.__main__ import main
+
+    ended("Python, Hydra, pandas and matplotlib are imported")
+    prepare, start = sweep._prepare, sweep._start
+
+    def checked(*args: Any, **kwargs: Any) -> None:
+        ended("the config is composed and validated")
+        prepare(*args, **kwargs)
+        ended("the text is read and split, and the model built")
+
+    def started(config: Any) -> None:
+        start(config)
+        ended("Ray has started")
+        from fedbw_sweep import run
+        from fedbw_sweep.federated.grid import RayGrid
+
+        ended("torch, transformers and Flower are imported")
+        stamp(run._Evaluator, "__call__", "the model is evaluated")
+        stamp(RayGrid, "_reply", "a worker has imported the same, and taken the first step")
+
+    sweep._prepare, sweep._start = checked, started
+    with tempfile.TemporaryDirectory() as folder:
+        sys.argv[1:] = [*arguments, *(f"{key}={folder}" for key in FOLDERS)]
+        with suppress(SystemExit):
+            main()
+    ended("the records are written, the figure drawn and Ray stopped")
+
+
+# --- The tables ----------------------------------------------------------------------------------
+
+
+def seconds_of(runs: list[Parts], but: str | None = None) -> list[float]:
+    """Return each run's seconds, without those of one of its parts."""
+    return [run["seconds"] - (run[but] if but else 0.0) for run in runs]
 
 
 def row(what: str, times: list[float], against: list[float] | None = None) -> None:
@@ -280,39 +357,125 @@ def row(what: str, times: list[float], against: list[float] | None = None) -> No
     print(f"| {what} | {statistics.median(times):.2f} | {spread} | {ratio} |", flush=True)
 
 
-def main(repeats: int) -> None:
-    """Print every job's table."""
-    print("| job | seconds, median | min to max | ratio |\n|---|---:|---|---:|")
+def breakdown(floor: list[Parts], ray: list[Parts]) -> None:
+    """Print where both spend their time: means, so that the parts add up to the whole."""
+
+    def parts(runs: list[Parts]) -> list[float]:
+        mean = {name: statistics.fmean(run[name] for run in runs) for name in runs[0]}
+        training, encoding = (
+            mean.get(f"{name}_seconds", 0.0) / WORKERS for name in ("train", "encode")
+        )
+        evaluating, rounds = mean["evaluate_seconds"], mean["round_seconds"]
+        rest = rounds - training - encoding - evaluating
+        whole = mean["seconds"]
+        return [training, encoding, evaluating, rest, whole - rounds, whole]
+
+    names = (
+        f"training, of all clients / {WORKERS}",
+        f"encoding, of all clients / {WORKERS}",
+        "the held-out loss",
+        "messages, decoding, averaging, waiting for a round's last client",
+        "outside the rounds: the initial model, the records",
+        "all",
+    )
+    print("\n| where A's seconds go, means | floor | backend=ray | more |\n|---|---:|---:|---:|")
+    for name, there, here in zip(names, parts(floor), parts(ray), strict=True):
+        print(f"| {name} | {there:.2f} | {here:.2f} | {here - there:+.2f} |", flush=True)
+    print()
+
+
+def job_a(repeats: int) -> None:
+    """Training-bound, warm: over plain processes."""
     warm = interleave(("floor", "ray"), repeats)
-    row("A: two plain processes, warm (the floor)", warm["floor"])
-    row("A: backend=ray, warm, over the floor", warm["ray"], warm["floor"])
-    flower = interleave(("flower",), repeats, warm_up=0)["flower"]
-    row("A: backend=flower, over the floor", flower, [statistics.median(warm["floor"])] * repeats)
+    floor = seconds_of(warm["floor"])
+    row("A: two plain processes, warm (the floor)", floor)
+    row("A: backend=ray, warm, over the floor", seconds_of(warm["ray"]), floor)
+    flower = seconds_of(interleave(("flower",), repeats, warm_up=0)["flower"])
+    row("A: backend=flower, over the floor", flower, [statistics.median(floor)] * repeats)
+    breakdown(warm["floor"], warm["ray"])
+
+
+def cold(repeats: int) -> None:
+    """Job A with all that starts and ends with a process."""
     floors, colds = [], []
     for _ in range(repeats):
         floors.append(cold_floor())
         colds.append(command(*JOB_A))
     row("A: two plain processes, cold", floors)
     row("A: the whole command, over them", colds, floors)
-    echoes = interleave(("echo-ray", "echo-flower"), repeats, warm_up=1)
-    row("B: backend=ray", echoes["echo-ray"])
-    row("B: backend=flower, over backend=ray", echoes["echo-flower"], echoes["echo-ray"])
-    row("C: one more run without training", interleave(("fixed",), 3 * repeats)["fixed"])
-    starts = [command(*ONE_STEP, f"backend.workers={WORKERS}") for _ in range(repeats)]
-    row("the whole command with one step in it", starts)
-    sweeps = [command("-m", *JOB_A[:3], "rounds=1", *JOB_A[4:], "seed=1,2,3,4,5,6")]
-    with systems("floor") as asked:
-        six = [sum(asked["floor"].seconds(seed)[0] for seed in range(1, 7)) / 3]
-    beyond = [sweeps[0] - statistics.median(starts)]
-    row("a sweep of 6 cells of A's first round, beyond that start, over the floor", beyond, six)
+
+
+def job_b(repeats: int) -> None:
+    """Large models echoed."""
+    echoes = interleave(("echo-ray", "echo-flower"), repeats)
+    ray, flower = (seconds_of(echoes[f"echo-{name}"]) for name in ("ray", "flower"))
+    row("B: backend=ray", ray)
+    row("B: backend=flower, over backend=ray", flower, ray)
+
+
+def job_c(repeats: int) -> None:
+    """One more run of a sweep, beyond training and evaluation."""
+    fixed = interleave(("fixed",), 3 * repeats)["fixed"]
+    row("C: one more run without training", seconds_of(fixed, but="evaluate_seconds"))
+
+
+def start(repeats: int) -> None:
+    """The start of a command, and where it goes."""
+    one_step = (*ONE_STEP, f"backend.workers={WORKERS}")
+    row("the whole command with one step in it", [command(*one_step) for _ in range(repeats)])
+    runs: list[dict[str, float]] = []
+    for _ in range(repeats):
+        printed = subprocess.run(
+            [sys.executable, __file__, "--stages", *one_step], capture_output=True, text=True
+        ).stdout
+        stamps = [line.split(" ", 1) for line in printed.splitlines() if line[:1].isdigit()]
+        runs.append({stage: float(at) for at, stage in reversed(stamps)})
+    print("\n| start of the command, until | at second, median |\n|---|---:|")
+    for stage in reversed(runs[0]):
+        print(f"| {stage} | {statistics.median(run[stage] for run in runs):.1f} |", flush=True)
+    print()
+
+
+def sweep(repeats: int) -> None:
+    """Six small cells in one command, beyond its start, over plain processes doing the same."""
+    ratios = []
+    for _ in range(repeats):
+        one = command(*ONE_STEP, f"backend.workers={WORKERS}")
+        six = command("-m", *ONE_ROUND_OF_A, "seed=1,2,3,4,5,6")
+        with systems("floor-round") as asked:
+            floors = [asked["floor-round"].run(seed)["seconds"] for seed in range(7)]
+        ratios.append((six - one, sum(floors[1:])))
+    beyond, floor = (list(column) for column in zip(*ratios, strict=True))
+    row("a sweep of 6 cells of one round of A, beyond the start, over the floor", beyond, floor)
+
+
+JOBS: dict[str, Callable[[int], None]] = {
+    "A": job_a,
+    "cold": cold,
+    "B": job_b,
+    "C": job_c,
+    "start": start,
+    "sweep": sweep,
+}
+
+
+def main(jobs: list[str], repeats: int) -> None:
+    """Print the jobs' tables."""
+    print("| job | seconds, median | min to max | ratio |\n|---|---:|---|---:|")
+    for job in jobs:
+        JOBS[job](repeats)
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--stages"]:
+        stages(*sys.argv[2:])
+        sys.exit()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=JOBS, action="append")
     parser.add_argument("--serve")
     chosen = parser.parse_args()
     if chosen.serve:
         serve(chosen.serve)
     else:
-        main(2 if chosen.quick else 5)
+        main(chosen.only or list(JOBS), 2 if chosen.quick else 5)

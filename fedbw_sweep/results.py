@@ -194,8 +194,12 @@ class RunRecord:
 
 def frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
     """Build a table with exactly these columns in their own dtypes."""
-    table = pd.DataFrame(list(rows), columns=list(columns))
-    return table.astype({name: column.dtype for name, column in columns.items()})
+    return pd.DataFrame(
+        {
+            name: pd.array([row.get(name) for row in rows], dtype=column.dtype)
+            for name, column in columns.items()
+        }
+    )
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

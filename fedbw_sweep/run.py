@@ -252,6 +252,11 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: version(name) for name in RECORDED_PACKAGES},
+        **_versions(),
         "execution": config.model_dump(include=set(EXECUTION_KEYS)),
     }
+
+
+@lru_cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in RECORDED_PACKAGES}
