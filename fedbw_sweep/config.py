@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.errors import ConfigError
@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """The configs: inside the package when installed from a wheel, beside it in a checkout."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the recorded files and of what a run means; part of every ``run_id``."""
 
 EXECUTION_KEYS = frozenset({"backend", "device", "logger", "sweep", "verbose"})
@@ -60,21 +60,43 @@ class Section(BaseModel):
             raise _readable(error, cls) from None
 
 
-class CompressionConfig(Section):
-    """A compression choice: the class, its parameters (any further key) and error feedback."""
+class Choice(Section):
+    """A choice of a group: a class and its parameters, which are any further keys."""
 
     model_config = ConfigDict(extra="allow")
 
     name: str
     target: str = Field(alias="_target_")
-    error_feedback: bool = Field(description="true or false: keep what was not sent for next time")
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The compressor's own parameters."""
+        """The class's own parameters."""
         return dict(self.model_extra or {})
 
-    def build(self) -> Compressor:
+    def instantiate(self, group: str, *arguments: Any, **keywords: Any) -> Any:
+        """Call the class with its parameters, after what the caller knows.
+
+        Raises
+        ------
+        ConfigError
+            Under `group`, if the class is not there, or a parameter is unknown or not allowed.
+        """
+        try:
+            return get_class(self.target)(*arguments, **keywords, **self.parameters)
+        except ConfigError as error:
+            raise error.under(group) from None
+        except ImportError as error:
+            raise ConfigError(f"{group}._target_", self.target, str(error)) from None
+        except (TypeError, ValueError) as error:
+            raise ConfigError(group, self.name, str(error)) from None
+
+
+class CompressionConfig(Choice):
+    """A compression choice: the class, its parameters (any further key) and error feedback."""
+
+    error_feedback: bool = Field(description="true or false: keep what was not sent for next time")
+
+    def build(self, group: str = "compression") -> Compressor:
         """Instantiate the compressor.
 
         Raises
@@ -82,22 +104,36 @@ class CompressionConfig(Section):
         ConfigError
             If a parameter is unknown or its value is not allowed.
         """
-        try:
-            built = get_class(self.target)(**self.parameters)
-        except ConfigError as error:
-            raise error.under("compression") from None
-        except TypeError as error:
-            raise ConfigError("compression", self.name, str(error)) from None
+        built = self.instantiate(group)
         if not isinstance(built, Compressor):
-            raise ConfigError("compression._target_", self.target, "must be a Compressor class")
+            raise ConfigError(f"{group}._target_", self.target, "must be a Compressor class")
         if self.error_feedback and self.parameters.get("unbiased"):
             raise ConfigError(
-                "compression.unbiased",
+                f"{group}.unbiased",
                 True,
                 "scales up what is sent, so that error feedback's residual would grow without "
-                "bound; set it or compression.error_feedback to false",
+                f"bound; set it or {group}.error_feedback to false",
             )
         return built
+
+
+class ServerConfig(Choice):
+    """What the server makes of the mean update: a Flower strategy and its parameters."""
+
+    FRACTIONS: ClassVar[frozenset[str]] = frozenset(
+        {"beta_1", "beta_2", "momentum", "server_momentum"}
+    )
+
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, value in self.parameters.items():
+            if name in self.FRACTIONS and value >= 1:
+                raise ConfigError(f"server.{name}", value, "must be in [0, 1)")
+            if name not in self.FRACTIONS and value == 0:
+                raise ConfigError(f"server.{name}", value, "must be above 0")
+        return self
 
 
 class ModelConfig(Section):
@@ -156,9 +192,12 @@ class RunConfig(Section):
     batch_size: int = Field(ge=1, description="sequences per step, at least 1")
     sequence_length: int = Field(ge=1, description="tokens per sequence, at least 1")
     lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate, above 0")
+    proximal_mu: float = Field(ge=0, allow_inf_nan=False, description="at least 0")
     seed: int = Field(ge=0, description="at least 0")
     clients: ClientsConfig
     compression: CompressionConfig
+    optimizer: Choice
+    server: ServerConfig
     model: ModelConfig
     data: DataConfig
     backend: BackendConfig

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ one heap for all threads, so that they reuse each other's."""
 EVALUATION_TOKENS, EVALUATION_THREADS = 1024, 8
 """Tokens per forward pass of the held-out loss (fixed, so that sums never change their order) and
 the most passes at once: 1,024 x 50,304 float32 logits are 206 MB."""
+
+ADAMW = partial(torch.optim.AdamW, fused=True)
 
 _torch_rng = Lock()
 """Held while torch's global generator is seeded: runs of one sweep share the server's process."""
@@ -218,8 +221,10 @@ def train(
     batch_size: int,
     lr: float,
     rng: np.random.Generator,
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
+    proximal_mu: float = 0.0,
 ) -> LocalTraining:
-    """Train in place with AdamW, its state fresh, at a constant learning rate.
+    """Train in place at a constant learning rate, the optimizer's state fresh.
 
     Parameters
     ----------
@@ -237,6 +242,12 @@ def train(
         Learning rate.
     rng : numpy.random.Generator
         Draws the orders, and the seed of any dropout.
+    optimizer : callable
+        ``optimizer(parameters, lr=lr)`` makes it.
+    proximal_mu : float
+        Adds ``proximal_mu / 2 * |w - w0|^2`` to what is minimised, ``w0`` being the weights that
+        training starts from (FedProx: Li et al. 2020, arXiv:1812.06127). The loss that is returned
+        is without it.
 
     Raises
     ------
@@ -249,15 +260,19 @@ def train(
         torch.manual_seed(int(rng.integers(2**63)))
         model.train()
         trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=lr, fused=True)
+        stepper = optimizer(trainable, lr=lr)
+        start = [p.detach().clone() for p in trainable] if proximal_mu else []
         for batch in _batches(windows, epochs, steps, batch_size, rng):
             loss = _cross_entropy(model, batch.to(device)).mean()
             if not math.isfinite(loss.item()):
                 raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
             losses.append(loss.item())
-            optimizer.zero_grad()
+            stepper.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            for parameter, received in zip(trainable, start, strict=False):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - received, alpha=proximal_mu)
+            stepper.step()
     return LocalTraining(float(np.mean(losses)) if losses else math.nan, len(losses))
 
 

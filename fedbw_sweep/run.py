@@ -24,7 +24,7 @@ from fedbw_sweep.data import FederatedText, federate
 from fedbw_sweep.errors import DivergenceError, FedbwError
 from fedbw_sweep.federated.client import client_app
 from fedbw_sweep.federated.simulation import set_verbosity, simulate
-from fedbw_sweep.federated.strategy import ClientReport, MeteredFedAvg
+from fedbw_sweep.federated.strategy import ClientReport, Metered, arrays_of, metered, vector_of
 from fedbw_sweep.modeling import (
     build_model,
     heldout_loss,
@@ -71,10 +71,14 @@ def check(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        If the model or the text cannot be loaded, or the text has too few clients.
+        If the model or the text cannot be loaded, the text has too few clients, or an optimizer
+        refuses its parameters.
     """
+    set_verbosity(config.verbose)
     pick_device(config.device)
-    build_model(config.model, config.seed)
+    model = build_model(config.model, config.seed)
+    metered(config, layout_of(model))
+    config.optimizer.instantiate("optimizer", model.parameters(), lr=config.lr)
     federated_text(config)
 
 
@@ -108,7 +112,8 @@ def _federated_text(needed: str) -> FederatedText:
 def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     text = federated_text(config)
     model = build_model(config.model, config.seed).to(pick_device(config.device))
-    strategy = MeteredFedAvg(config, layout_of(model))
+    strategy = metered(config, layout_of(model))
+    initial, strategy.exact = read_arrays(model)
     evaluator = _Evaluator(model, text, strategy, record, observe)
     server = ServerApp()
 
@@ -116,7 +121,7 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     def main(grid: Grid, context: Context) -> None:
         strategy.start(
             grid,
-            initial_arrays=strategy.encode_model(*read_arrays(model)),
+            initial_arrays=arrays_of(initial),
             num_rounds=config.rounds,
             timeout=config.backend.client_timeout_s,
             evaluate_fn=evaluator,
@@ -140,7 +145,7 @@ class _Evaluator:
         self,
         model: nn.Module,
         text: FederatedText,
-        strategy: MeteredFedAvg,
+        strategy: Metered,
         record: RunRecord,
         observe: Observer,
     ) -> None:
@@ -150,7 +155,7 @@ class _Evaluator:
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         before = time.perf_counter()
-        write_arrays(self.model, *self.strategy.decode_model(arrays))
+        write_arrays(self.model, vector_of(arrays), self.strategy.exact)
         loss = heldout_loss(self.model, self.text.heldout)
         if not math.isfinite(loss):
             raise DivergenceError(f"round {server_round}: held-out loss is {loss}; lower lr")
@@ -208,7 +213,7 @@ def _mean_train_loss(reports: list[ClientReport]) -> float | None:
 
 
 def _summary(
-    config: RunConfig, model: nn.Module, strategy: MeteredFedAvg, rounds: list[dict[str, Any]]
+    config: RunConfig, model: nn.Module, strategy: Metered, rounds: list[dict[str, Any]]
 ) -> dict[str, Any]:
     layout = strategy.layout
     totals = {

@@ -293,7 +293,8 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
     needs = {}
     for cell in todo:
         drawn = cell.seed if cell.data.partition != "natural" else None
-        needs[str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))] = cell
+        text = (cell.data, cell.num_clients, cell.sequence_length, drawn)
+        needs[str((cell.model, cell.optimizer, cell.server, *text))] = cell
     for cell in needs.values():
         check(cell)
     announce(todo, folder)

@@ -63,6 +63,12 @@ def test_clients_per_round_equals_integer_arithmetic(
         ("lr=0", ["lr=0", "above 0"]),
         ("lr=inf", ["lr=inf"]),
         ("lr=fast", ["lr=fast", "number"]),
+        ("proximal_mu=-1", ["proximal_mu=-1", "at least 0"]),
+        ("+server.tau=0", ["server.tau=0", "above 0"]),
+        ("+server.beta_1=1", ["server.beta_1=1", "[0, 1)"]),
+        ("+server.eta=-1", ["server.eta=-1", "greater than or equal to 0"]),
+        ("+server.eta=nan", ["server.eta=nan", "finite"]),
+        ("+server.eta=fast", ["server.eta=fast", "number"]),
         ("seed=-1", ["seed=-1", "at least 0"]),
         ("model.weights=trained", ["model.weights=trained", "'random' or 'pretrained'"]),
         ("data.partition=random", ["data.partition=random", "'natural', 'iid' or 'dirichlet'"]),
@@ -122,7 +128,15 @@ def test_run_id_depends_on_science_alone(run_config: Build) -> None:
     base = run_config().run_id
     assert re.fullmatch("[0-9a-f]{12}", base)
     assert run_config("backend.workers=7", "sweep=other", "verbose=true").run_id == base
-    for override in ("seed=2", "lr=0.01", "compression=topk", "model=tiny", "data.alpha=0.7"):
+    for override in (
+        "seed=2",
+        "lr=0.01",
+        "optimizer.eps=1e-7",
+        "server=diloco",
+        "compression=topk",
+        "model=tiny",
+        "data.alpha=0.7",
+    ):
         assert run_config(override).run_id != base
 
 
@@ -159,7 +173,9 @@ def test_every_key_has_its_meaning_beside_it(path: Path) -> None:
         assert "#" in line, f"{path.name}: {line.strip()} has no comment"
 
 
-@pytest.mark.parametrize("group", ["compression", "model", "data", "backend"])
+@pytest.mark.parametrize(
+    "group", ["compression", "optimizer", "server", "model", "data", "backend"]
+)
 def test_a_choice_is_named_after_its_file(group: str) -> None:
     choices = sorted((CONF / group).glob("*.yaml"))
     assert choices

@@ -26,6 +26,7 @@ ORDER = [
     "modeling",
     "federated.wire",
     "federated.client",
+    "federated.diloco",
     "federated.strategy",
     "federated.grid",
     "federated.simulation",

@@ -173,16 +173,16 @@ def test_damaged_folders_are_missing_with_the_reason(sweep: Path, run_config: Bu
 def test_another_schema_version_is_an_error(sweep: Path, status: object) -> None:
     folder = next(path for path in sweep.iterdir() if path.is_dir())
     (folder / "status.json").write_text(json.dumps(status))
-    with pytest.raises(ResultsError, match=r"has schema version (0|None), this version reads 1"):
+    with pytest.raises(ResultsError, match=r"has schema version (0|None), this version reads 2"):
         load(sweep)
 
 
 def test_mixed_schema_versions_are_an_error(sweep: Path) -> None:
     table = other_machine(sweep)
     rows = pd.read_csv(table, dtype=str)
-    rows.loc[0, "schema_version"] = "2"
+    rows.loc[0, "schema_version"] = "1"
     rows.to_csv(table, index=False)
-    with pytest.raises(ResultsError, match=r"rows of schema version 1, 2, this version reads 1"):
+    with pytest.raises(ResultsError, match=r"rows of schema version 1, 2, this version reads 2"):
         load(table)
 
 

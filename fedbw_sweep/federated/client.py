@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -75,6 +75,8 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
             steps=config.local_steps,
             batch_size=config.batch_size,
             lr=config.lr,
+            optimizer=partial(config.optimizer.instantiate, "optimizer"),
+            proximal_mu=config.proximal_mu,
             rng=rng_for(config.seed, "train", client, server_round),
         )
         trained, exact = read_arrays(model)

@@ -8,20 +8,30 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.config import RunConfig
-from fedbw_sweep.errors import ClientError, DivergenceError
+from fedbw_sweep.errors import ClientError, ConfigError, DivergenceError
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, parts, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import rng_for
 
 CHUNK = 2**16
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,15 @@ class ClientReport:
         )
 
 
-class MeteredFedAvg(FedAvg):
-    """Federated averaging of encoded updates (McMahan et al. 2017, arXiv:1602.05629), metered.
+class Metered(FedAvg):
+    """What every run's strategy shares: encoded updates, weighed in order, and every byte booked.
 
-    The global model is what the clients receive plus the mean of their decoded updates, weighted by
-    the number of training sequences. Arrays that are not floating point have no mean: those of the
-    client with the most sequences are taken.
+    Put before a Flower strategy in a class's bases (`metered` does), it hands that strategy the
+    mean model of each round as if it were the only reply; what the strategy makes of it, the global
+    model of the next round, is its own affair. The mean model is what the global one becomes with
+    the mean of the clients' decoded updates, weighted by the number of training sequences
+    (McMahan et al. 2017, arXiv:1602.05629). Arrays that are not floating point have no mean: those
+    of the client with the most sequences are taken.
 
     Flower numbers its nodes at random and lists them in any order, so clients are numbered by the
     sorted node ids, sampled by that number with the run's own generator, and their replies are
@@ -74,10 +87,13 @@ class MeteredFedAvg(FedAvg):
         Each round's clients, in their order.
     parts : Counter of (tensor, part) to int
         Where the bytes of the last round's updates are; see `Compressor.parts`.
+    exact : bytes
+        The global model's arrays that are not floating point.
     """
 
     def __init__(self, config: RunConfig, layout: Layout) -> None:
-        super().__init__(fraction_evaluate=0.0)  # the held-out loss is the server's
+        # Clients are sampled here, and the held-out loss is the server's.
+        super().__init__(fraction_train=0.0, fraction_evaluate=0.0, **config.server.parameters)
         self.config, self.layout = config, layout
         self.compressor = config.compression.build()
         self.model_compressor = Dense()
@@ -87,6 +103,7 @@ class MeteredFedAvg(FedAvg):
         self.nodes: list[int] = []  # node ids by client
         self.client_of: dict[int, int] = {}  # clients that will reply by node id, in their order
         self.global_vector = np.empty(0, np.float32)
+        self.exact = b""
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -95,7 +112,8 @@ class MeteredFedAvg(FedAvg):
 
         What is sent to a client that drops out is booked like any other message, but goes nowhere.
         """
-        self.global_vector, _ = self.decode_model(arrays)
+        super().configure_train(server_round, arrays, config, grid)  # it may note the model
+        self.global_vector = vector_of(arrays)
         if not self.nodes:
             self.nodes = sorted(grid.get_node_ids())
         if len(self.nodes) != self.config.num_clients:
@@ -105,10 +123,13 @@ class MeteredFedAvg(FedAvg):
         sampled = rng.choice(len(self.nodes), self.config.clients_per_round, replace=False)
         chance = rng_for(self.config.seed, "dropout", server_round).random(len(sampled))
         dropped = chance < self.config.clients.dropout
+        rng = rng_for(self.config.seed, "encode model")
+        payload = self.model_compressor.encode(self.global_vector, self.layout, rng)
+        model = pack(payload + self.exact)
         self.client_of, messages = {}, []
         for client, drops_out in zip(np.sort(sampled).tolist(), dropped, strict=True):
             instruction = ConfigRecord({CLIENT: client, ROUND: server_round})
-            content = RecordDict({ARRAYS: arrays, CONFIG: instruction})
+            content = RecordDict({ARRAYS: model, CONFIG: instruction})
             self.ledger.sent(server_round, client, content)
             if not drops_out:
                 self.client_of[self.nodes[client]] = client
@@ -118,7 +139,7 @@ class MeteredFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check, book, decode and average the round's replies.
+        """Check, book, decode and average the round's replies; let the strategy take its step.
 
         Raises
         ------
@@ -137,32 +158,37 @@ class MeteredFedAvg(FedAvg):
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
             arrays = content.array_records[ARRAYS]
-            update, own_exact = unpack(arrays, self.compressor, self.layout)
+            update, exact = unpack(arrays, self.compressor, self.layout)
             if server_round == self.config.rounds:
                 self.parts += parts(arrays, self.compressor, self.layout)
             _add(total, update, report.examples)
             weight_sum += report.examples
             if report.examples > most:
-                most, exact = report.examples, own_exact
+                most, self.exact = report.examples, exact
         if not weight_sum:  # all dropped out: the model stays
             return None, None
         total /= weight_sum
         total += self.global_vector
-        vector = total.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = Message(
+                RecordDict(
+                    {
+                        ARRAYS: arrays_of(total.astype(np.float32)),
+                        METRICS: MetricRecord({self.weighted_by_key: weight_sum}),
+                    }
+                ),
+                self.nodes[0],
+                MessageType.TRAIN,
+            )
+            stepped, _ = super().aggregate_train(server_round, [mean])
+            assert stepped is not None
+            vector = vector_of(stepped)
         if not all_finite(vector):
             raise DivergenceError(
-                f"round {server_round}: the averaged model is not finite; lower lr"
+                f"round {server_round}: the new global model is not finite; lower lr, or the "
+                "server's learning rate"
             )
-        return self.encode_model(vector, exact), None
-
-    def encode_model(self, vector: FloatVector, exact: bytes) -> ArrayRecord:
-        """Encode the global model for the way down."""
-        rng = rng_for(self.config.seed, "encode model")
-        return pack(self.model_compressor.encode(vector, self.layout, rng) + exact)
-
-    def decode_model(self, arrays: ArrayRecord) -> tuple[FloatVector, bytes]:
-        """Decode what `encode_model` made."""
-        return unpack(arrays, self.model_compressor, self.layout)
+        return arrays_of(vector), None
 
     @property
     def expected_bytes(self) -> tuple[int, int] | None:
@@ -190,6 +216,48 @@ class MeteredFedAvg(FedAvg):
         if reply.has_error():
             raise ClientError(f"round {server_round}, client {client}: {reply.error.reason}")
         return reply.content
+
+
+OF_THE_MEAN = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+"""Flower's strategies that are a function of the mean; its others compare replies one by one."""
+
+
+def metered(config: RunConfig, layout: Layout) -> Metered:
+    """Make the run's strategy: `Metered` before the class that ``server`` names.
+
+    Raises
+    ------
+    ConfigError
+        If the class is not there, is no strategy of the mean, or refuses its parameters.
+    """
+    try:
+        strategy = get_class(config.server.target)
+    except ImportError as error:
+        raise ConfigError("server._target_", config.server.target, str(error)) from None
+    flowers_own = strategy.__module__.startswith("flwr.")
+    if not issubclass(strategy, FedAvg) or (flowers_own and strategy not in OF_THE_MEAN):
+        allowed = ", ".join(cls.__name__ for cls in OF_THE_MEAN)
+        raise ConfigError(
+            "server._target_",
+            config.server.target,
+            "must be a Flower strategy that makes its step of the clients' mean: "
+            f"{allowed} of flwr.serverapp.strategy, or a FedAvg of your own",
+        )
+    try:
+        built: Metered = type("Strategy", (Metered, strategy), {})(config, layout)
+    except TypeError as error:
+        raise ConfigError("server", config.server.name, str(error)) from None
+    return built
+
+
+def arrays_of(vector: FloatVector) -> ArrayRecord:
+    """Hold a global model as Flower's strategies do between rounds: as plain numbers."""
+    return ArrayRecord({MODEL: Array(vector)})
+
+
+def vector_of(arrays: ArrayRecord) -> FloatVector:
+    """Return what `arrays_of` holds, or what a strategy made of it, in float32."""
+    return arrays[MODEL].numpy().astype(np.float32, copy=False)
 
 
 def _add(total: NDArray[np.float64], update: FloatVector, weight: int) -> None:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig, science_id
 
-GROUPS = ("compression", "model", "data")
+GROUPS = ("compression", "optimizer", "server", "model", "data")
 """The config groups that make up a run's science; each names its choice in ``name``."""
 
 OPTIONAL = {
