@@ -96,6 +96,15 @@ class CompressionConfig(Choice):
 
     error_feedback: bool = Field(description="true or false: keep what was not sent for next time")
 
+    @property
+    def codes_weights(self) -> bool:
+        """Whether, on the way down, the model itself is encoded, and clients keep nothing of it.
+
+        So it is with methods fit for weights, unless error feedback is asked for: what is lost can
+        only be made up for in a difference from what clients hold.
+        """
+        return self.build("downlink").codes_weights and not self.error_feedback
+
     def build(self, group: str = "compression") -> Compressor:
         """Instantiate the compressor.
 
@@ -196,6 +205,8 @@ class RunConfig(Section):
     seed: int = Field(ge=0, description="at least 0")
     clients: ClientsConfig
     compression: CompressionConfig
+    downlink: CompressionConfig
+    initial_model: Literal["known", "sent"]
     optimizer: Choice
     server: ServerConfig
     model: ModelConfig
@@ -208,9 +219,10 @@ class RunConfig(Section):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values, the compressor's parameters included; see `from_hydra`."""
+        """Validate plain values, the compressors' parameters included; see `from_hydra`."""
         config = super().from_dict(values)
         config.compression.build()
+        config.downlink.build("downlink")
         return config
 
     @property

@@ -52,13 +52,17 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
     "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
+    "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "compression ratio: dense_uplink_bytes / uplink_bytes"),
+    "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
     "total_ratio": Column("Float64", "dense bytes in both directions / total_bytes"),
     "bits_per_coordinate": Column(
         "Float64", "mean uplink payload bits per coordinate of an update"
     ),
     "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
-    "prediction": Column("string", "exact (a fixed-size method) or estimate"),
+    "prediction": Column(
+        "string", "exact (methods of fixed size, the model itself sent down) or estimate"
+    ),
     "initial_loss": Column("Float64", "held-out loss before training, nats per token"),
     "loss": Column("Float64", "held-out loss after the last round, nats per token"),
     "perplexity": Column("Float64", "exp(loss)"),
@@ -81,7 +85,9 @@ ROUNDS_COLUMNS: Mapping[str, Column] = {
     "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
     "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
+    "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "dense_uplink_bytes / uplink_bytes"),
+    "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
     "predicted_bytes": Column("Int64", "the seed's formula for both directions' payload bytes"),
     "cumulative_uplink_bytes": Column("Int64", "uplink_bytes of this and all earlier rounds"),
     "cumulative_bytes": Column("Int64", "payload bytes of both directions up to this round"),

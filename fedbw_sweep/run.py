@@ -190,17 +190,22 @@ class _Evaluator:
         up = [entry for entry in entries if entry.direction == "uplink"]
         down = [entry for entry in entries if entry.direction == "downlink"]
         uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
-        dense = sum(entry.dense_bytes for entry in up)
+        dense, dense_down = (sum(entry.dense_bytes for entry in part) for part in (up, down))
         earlier = self.record.rounds[-1] if self.record.rounds else {}
-        expected = self.strategy.expected_bytes
+        predicted = None
+        if (expected := self.strategy.expected_bytes) is not None:
+            predicted = len(down) and len(down) * expected[0][server_round - 1]
+            predicted += len(up) * expected[1]
         return {
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
             "uplink_message_bytes": sum(entry.message_bytes for entry in up),
             "downlink_message_bytes": sum(entry.message_bytes for entry in down),
             "dense_uplink_bytes": dense,
+            "dense_downlink_bytes": dense_down,
             "uplink_ratio": dense / uplink if uplink else None,
-            "predicted_bytes": expected and expected[0] * len(down) + expected[1] * len(up),
+            "downlink_ratio": dense_down / downlink if downlink else None,
+            "predicted_bytes": predicted,
             "cumulative_uplink_bytes": uplink + earlier.get("cumulative_uplink_bytes", 0),
             "cumulative_bytes": uplink + downlink + earlier.get("cumulative_bytes", 0),
         }
@@ -224,10 +229,12 @@ def _summary(
             "uplink_message_bytes",
             "downlink_message_bytes",
             "dense_uplink_bytes",
+            "dense_downlink_bytes",
         )
     }
     uplink, total = totals["uplink_bytes"], totals["uplink_bytes"] + totals["downlink_bytes"]
-    dense, updates = totals["dense_uplink_bytes"], sum(row["clients"] for row in rounds)
+    dense, dense_down = totals["dense_uplink_bytes"], totals["dense_downlink_bytes"]
+    updates = sum(row["clients"] for row in rounds)
     vector, exact = read_arrays(model)
     summary = {
         "clients_per_round": config.clients_per_round,
@@ -239,16 +246,20 @@ def _summary(
         **{name: rounds[-1][name] for name in ("loss", "perplexity", "bits_per_byte")},
         "model_hash": hashlib.sha256(vector.tobytes() + exact).hexdigest(),
     }
+    if total:
+        summary["downlink_ratio"] = dense_down / totals["downlink_bytes"]
+        summary["total_ratio"] = (dense + dense_down) / total
     if updates:
         summary["uplink_ratio"] = dense / uplink
-        summary["total_ratio"] = updates * 2 * layout.dense_bytes / total
         summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
     if (expected := strategy.expected_bytes) is not None:
         down, up = expected
         replies = 1 - config.clients.dropout  # of each client, in the mean
-        formula = seed_formula(down, round(up * replies), config.clients_per_round, config.rounds)
-        exact_size = strategy.compressor.fixed_size and replies == 1
-        summary["predicted_bytes"] = formula
+        summary["predicted_bytes"] = sum(
+            seed_formula(each, round(up * replies), config.clients_per_round, 1) for each in down
+        )
+        fixed = strategy.compressor.fixed_size and config.downlink.build("downlink").fixed_size
+        exact_size = fixed and config.downlink.codes_weights and replies == 1
         summary["prediction"] = "exact" if exact_size else "estimate"
     return summary
 

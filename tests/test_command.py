@@ -24,6 +24,10 @@ OVERRIDES = [
     ("data=text", "data.path='null'", "data.client_column=who", "data.partition=natural"),
     ("data=hub", "data.path=stanfordnlp/imdb", "data.split='train[:10%]'", "data.subset='1'"),
     ("+data.split='a:b'", "data.alpha=1.0"),
+    ("compression@downlink=topk", "downlink.density=0.3", "initial_model=sent"),
+    ("compression@downlink=int8", "downlink.error_feedback=true", "compression=int8"),
+    ("optimizer=sgd", "optimizer.momentum=0.9", "proximal_mu=0.1", "server=fedadam"),
+    ("optimizer.betas=[0.9,0.95]", "server=diloco", "server.lr=0.5", "+server.momentum_=0.1"),
     ("experiment=seed", "clients.dropout=0.25"),
 ]
 
@@ -42,7 +46,14 @@ def test_the_command_makes_the_same_run(run_config: Build, given: tuple[str, ...
     assert run_config(*arguments).run_id == config.run_id
 
 
-@pytest.mark.parametrize("given", [(), ("clients.dropout=0.25", "compression=topk", "seed=3")])
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        ("clients.dropout=0.25", "compression=topk", "seed=3"),
+        ("compression@downlink=topk", "optimizer=sgd", "server=diloco"),
+    ],
+)
 def test_a_row_of_results_tells_the_config(run_config: Build, given: tuple[str, ...]) -> None:
     config = run_config(*given)
     row = {**config_columns(config.science), "run_id": config.run_id}

@@ -24,6 +24,7 @@ ORDER = [
     "metering",
     "data",
     "modeling",
+    "federated.downlink",
     "federated.wire",
     "federated.client",
     "federated.diloco",

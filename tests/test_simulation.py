@@ -111,6 +111,18 @@ def test_what_executes_the_runs_changes_no_byte(
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
 
 
+def test_clients_hold_their_models_on_every_engine(tmp_path: Path) -> None:
+    """Updates on the way down are added to what a client's state holds, here for five rounds."""
+    settings = ("num_clients=5", "rounds=5", "clients.dropout=0.2", "compression@downlink=topk")
+    for backend in ("ray", "flower"):
+        sweep(tmp_path / backend, *SMALL, *settings, f"backend={backend}", "backend.workers=2")
+    ray, flower = (tmp_path / name / "outputs" / "main" for name in ("ray", "flower"))
+    assert_same_runs(ray, flower)
+    [row] = pd.read_csv(ray / "results.csv").to_dict("records")
+    assert row["downlink_ratio"] > 3
+    assert row["loss"] < row["initial_loss"]
+
+
 def test_a_killed_worker_changes_no_byte(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     process = start(tmp_path, *HALF, "backend.workers=2")
     killed = 0

@@ -184,6 +184,10 @@ class Compressor(ABC):
     fixed_size: ClassVar[bool] = False
     """Whether the payload's size depends on the layout alone, so that it is known in advance."""
 
+    codes_weights: ClassVar[bool] = False
+    """Whether a model's weights may be encoded as they are, and not only differences: the error is
+    small beside each weight, or each block's largest."""
+
     def encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         """Compress one update.
 

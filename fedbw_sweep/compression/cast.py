@@ -22,6 +22,7 @@ class Dense(Compressor):
     """
 
     fixed_size: ClassVar[bool] = True
+    codes_weights: ClassVar[bool] = True
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""
@@ -45,6 +46,7 @@ class Float16(Compressor):
     """
 
     fixed_size: ClassVar[bool] = True
+    codes_weights: ClassVar[bool] = True
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""
@@ -70,6 +72,7 @@ class BFloat16(Compressor):
     """
 
     fixed_size: ClassVar[bool] = True
+    codes_weights: ClassVar[bool] = True
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""
@@ -96,6 +99,7 @@ class Float8(Compressor):
     """
 
     fixed_size: ClassVar[bool] = True
+    codes_weights: ClassVar[bool] = True
     LARGEST: ClassVar[float] = 448.0
 
     def expected_bytes(self, layout: Layout) -> int:

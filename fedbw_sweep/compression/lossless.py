@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ class Lossless(Compressor):
     with tables by exponent: an update is a difference of two float32 weights, so the smaller it is
     the more of its last bits are zero.
     """
+
+    codes_weights: ClassVar[bool] = True
 
     def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         bits = update.view(np.uint32)

@@ -46,6 +46,7 @@ class Uniform(Compressor):
     block: int = 128
     rounding: str = "nearest"
     fixed_size: ClassVar[bool] = True
+    codes_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4, 2) or type(self.bits) is not int:

@@ -12,12 +12,12 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
-from fedbw_sweep.compression.base import Compressor, Layout
-from fedbw_sweep.compression.cast import Dense
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
 from fedbw_sweep.config import ModelConfig, RunConfig
 from fedbw_sweep.data import ClientTokens, windows
 from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.federated.downlink import rebuild
 from fedbw_sweep.federated.wire import (
     ARRAYS,
     CLIENT,
@@ -25,6 +25,7 @@ from fedbw_sweep.federated.wire import (
     ROUND,
     pack,
     pack_state,
+    split,
     unpack,
     unpack_state,
 )
@@ -65,7 +66,7 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
         client, server_round = int(instruction[CLIENT]), int(instruction[ROUND])  # type: ignore[arg-type]
         sequences = windows(text[client], config.sequence_length)
 
-        received, exact = unpack(message.content.array_records[ARRAYS], Dense(), layout)
+        received, exact = _receive(config, message.content.array_records[ARRAYS], layout, context)
         write_arrays(model, received, exact)
         started = time.perf_counter()
         training = train(
@@ -96,6 +97,34 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
         )
 
     return app
+
+
+def _receive(
+    config: RunConfig, arrays: ArrayRecord, layout: Layout, context: Context
+) -> tuple[FloatVector, bytes]:
+    """Decode the model; where updates to it are sent, this client's state holds it in between."""
+    compressor = config.downlink.build("downlink")
+    if config.downlink.codes_weights:
+        return unpack(arrays, compressor, layout)
+    payload, exact = split(arrays, layout)
+    model = None
+    if (held := context.state.array_records.get("model")) is not None:
+        model = np.asarray(unpack_state(held)["model"], np.float32)
+    elif config.initial_model == "known":
+        model = _initial(config)
+    received = rebuild(payload, model, compressor, layout)
+    context.state["model"] = pack_state({"model": received})
+    return received, bytes(exact)
+
+
+def _initial(config: RunConfig) -> FloatVector:
+    """Return the model that every client has before its first message, built once per worker."""
+    return _built(config.model.model_dump_json(), config.seed)
+
+
+@lru_cache(maxsize=2)
+def _built(model_config: str, seed: int) -> FloatVector:
+    return read_arrays(build_model(ModelConfig.model_validate_json(model_config), seed))[0]
 
 
 def _encode(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -23,9 +24,9 @@ from hydra.utils import get_class
 from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
-from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, ConfigError, DivergenceError
+from fedbw_sweep.federated.downlink import downlink, expected_bytes
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, parts, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import rng_for
@@ -96,7 +97,7 @@ class Metered(FedAvg):
         super().__init__(fraction_train=0.0, fraction_evaluate=0.0, **config.server.parameters)
         self.config, self.layout = config, layout
         self.compressor = config.compression.build()
-        self.model_compressor = Dense()
+        self.downlink = downlink(config, layout)
         self.ledger = Ledger(layout.dense_bytes)
         self.reports: dict[int, list[ClientReport]] = {}
         self.parts: Counter[tuple[str, str]] = Counter()
@@ -108,7 +109,7 @@ class Metered(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample the round's clients and address the global model to each.
+        """Sample the round's clients; address the global model, or what they lack of it, to them.
 
         What is sent to a client that drops out is booked like any other message, but goes nowhere.
         """
@@ -123,13 +124,14 @@ class Metered(FedAvg):
         sampled = rng.choice(len(self.nodes), self.config.clients_per_round, replace=False)
         chance = rng_for(self.config.seed, "dropout", server_round).random(len(sampled))
         dropped = chance < self.config.clients.dropout
-        rng = rng_for(self.config.seed, "encode model")
-        payload = self.model_compressor.encode(self.global_vector, self.layout, rng)
-        model = pack(payload + self.exact)
+        self.downlink.prepare(server_round, self.global_vector, self.exact)
+        record = cache(pack)  # what is the same is stored once
         self.client_of, messages = {}, []
         for client, drops_out in zip(np.sort(sampled).tolist(), dropped, strict=True):
             instruction = ConfigRecord({CLIENT: client, ROUND: server_round})
-            content = RecordDict({ARRAYS: model, CONFIG: instruction})
+            content = RecordDict(
+                {ARRAYS: record(self.downlink.payload_for(client)), CONFIG: instruction}
+            )
             self.ledger.sent(server_round, client, content)
             if not drops_out:
                 self.client_of[self.nodes[client]] = client
@@ -155,6 +157,7 @@ class Metered(FedAvg):
         for client, reply in self._in_order(replies):
             content = self._content(server_round, client, reply)
             self.ledger.received(server_round, client, content)
+            self.downlink.replied(client)
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
             arrays = content.array_records[ARRAYS]
@@ -191,11 +194,11 @@ class Metered(FedAvg):
         return arrays_of(vector), None
 
     @property
-    def expected_bytes(self) -> tuple[int, int] | None:
-        """Payload bytes of one downlink and one uplink message, where known in advance."""
-        update = self.compressor.expected_bytes(self.layout)
-        exact = self.layout.exact_bytes
-        return None if update is None else (self.layout.dense_bytes, update + exact)
+    def expected_bytes(self) -> tuple[list[int], int] | None:
+        """Payload bytes of a downlink message of each round, and of an uplink one, if known."""
+        down = expected_bytes(self.config, self.layout)
+        up = self.compressor.expected_bytes(self.layout)
+        return None if down is None or up is None else (down, up + self.layout.exact_bytes)
 
     def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
         """Yield the round's clients in order with their replies, holding back only early ones."""

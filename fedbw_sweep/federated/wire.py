@@ -37,7 +37,7 @@ def unpack(
     PayloadError
         If the payload is not one made for this layout and compressor.
     """
-    payload, exact = _split(arrays, layout)
+    payload, exact = split(arrays, layout)
     return compressor.decode(payload, layout), bytes(exact)
 
 
@@ -50,10 +50,10 @@ def parts(arrays: ArrayRecord, compressor: Compressor, layout: Layout) -> Counte
         As `unpack`.
     """
     exact = {(tensor.name, "exact"): tensor.nbytes for tensor in layout.exact}
-    return compressor.parts(_split(arrays, layout)[0], layout) + Counter(exact)
+    return compressor.parts(split(arrays, layout)[0], layout) + Counter(exact)
 
 
-def _split(arrays: ArrayRecord, layout: Layout) -> tuple[memoryview, memoryview]:
+def split(arrays: ArrayRecord, layout: Layout) -> tuple[memoryview, memoryview]:
     """Return the compressed vector and the arrays that are sent as they are."""
     payload = memoryview(arrays["payload"].data)
     split = len(payload) - layout.exact_bytes

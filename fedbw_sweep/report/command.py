@@ -17,8 +17,16 @@ from omegaconf import OmegaConf
 
 from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig, science_id
 
-GROUPS = ("compression", "optimizer", "server", "model", "data")
-"""The config groups that make up a run's science; each names its choice in ``name``."""
+GROUPS = {
+    "compression": "compression",
+    "downlink": "compression@downlink",
+    "optimizer": "optimizer",
+    "server": "server",
+    "model": "model",
+    "data": "data",
+}
+"""Keys of a run's science that a config group fills, and what an override calls the group; each
+names its choice in ``name``."""
 
 OPTIONAL = {
     "data": {k: f.default for k, f in DataConfig.model_fields.items() if not f.is_required()}
@@ -73,11 +81,12 @@ def overrides(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
         known -= dict(_flat(group, _defaults()[group])).keys()
         choice = found[group][1] if group in found else _defaults()[group]["name"]
         known |= dict(_flat(group, _choice(group, choice))).keys()
+    added = {key for key in found if "." in key and key not in known}
     return [
         shlex.quote(
             f"~{key}"
             if value == ABSENT
-            else f"{'++' if '.' in key and key not in known else ''}{key}={_grammar(value)}"
+            else f"{'++' if key in added else ''}{GROUPS.get(key, key)}={_grammar(value)}"
         )
         for key, (_, value) in found.items()
     ]
@@ -182,7 +191,7 @@ def _defaults(*overrides: str) -> dict[str, Any]:
 def _choice(group: str, name: str) -> dict[str, Any]:
     """Return a choice's own defaults; only its name is known of a user's choice outside conf/."""
     try:
-        choice: dict[str, Any] = _defaults(f"{group}={name}")[group]
+        choice: dict[str, Any] = _defaults(f"{GROUPS[group]}={name}")[group]
     except HydraException:
         return {"name": name}
     return choice
