@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -151,9 +151,38 @@ class ModelConfig(Section):
     name: str
     weights: Literal["random", "pretrained"]
     name_or_path: str | None = Field(
-        description="a hub name or a folder written by save_pretrained"
+        description="a hub name, a folder written by save_pretrained, or a GGUF file"
     )
     architecture: dict[str, Any] | None
+
+
+class TrainablePart(Section):
+    """A choice of what trains that has no parameters of its own."""
+
+    name: Literal["all", "head", "bias", "norm", "body"]
+
+
+class TrainableBlocks(Section):
+    """The last transformer blocks train."""
+
+    name: Literal["last_n"]
+    blocks: int = Field(ge=1, description="blocks counted from the last, at least 1")
+
+
+class TrainableLora(Section):
+    """Low-rank adapters train beside frozen weights (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    name: Literal["lora"]
+    rank: int = Field(ge=1, description="columns of B and rows of A, at least 1")
+    alpha: float = Field(gt=0, allow_inf_nan=False, description="scale times rank, above 0")
+    targets: list[str] | None = Field(description="names of modules in brackets, or null")
+    freeze_a: bool = Field(description="true or false: only B trains")
+
+
+TrainableConfig = Annotated[
+    TrainablePart | TrainableBlocks | TrainableLora, Field(discriminator="name")
+]
+"""Which parameters train and travel; a section for each kind of choice, told apart by its name."""
 
 
 class DataConfig(Section):
@@ -206,10 +235,11 @@ class RunConfig(Section):
     clients: ClientsConfig
     compression: CompressionConfig
     downlink: CompressionConfig
-    initial_model: Literal["known", "sent"]
     optimizer: Choice
     server: ServerConfig
     model: ModelConfig
+    trainable: TrainableConfig
+    initial_model: Literal["known", "sent"]
     data: DataConfig
     backend: BackendConfig
     device: Literal["auto", "cpu", "cuda"]
@@ -251,14 +281,27 @@ def _readable(error: ValidationError, section: type[Section]) -> ConfigError:
     """Turn pydantic's report into `key=value: what is allowed`, all of it."""
     problems = []
     for detail in error.errors():
-        *groups, leaf = (str(part) for part in detail["loc"])
-        model: Any = section
-        for group in groups:
-            model = model.model_fields[group].annotation
-        field = model.model_fields.get(leaf)
+        keys: list[str] = []
+        inside: Any = section
+        field = None
+        for part in map(str, detail["loc"]):
+            if kind := _kind(inside, part):  # named by pydantic in between, but no key
+                inside = kind
+                continue
+            keys.append(part)
+            if hasattr(inside, "model_fields"):
+                field = inside.model_fields.get(part)
+                inside = field.annotation if field else None
         meaning = f" ({field.description})" if field and field.description else ""
         value = "(missing)" if detail["type"] == "missing" else detail["input"]
-        problems.append(ConfigError(".".join([*groups, leaf]), value, detail["msg"] + meaning))
+        problems.append(ConfigError(".".join(keys), value, detail["msg"] + meaning))
     first, *rest = problems
     first.args = ("\n".join(str(problem) for problem in problems),) if rest else first.args
     return first
+
+
+def _kind(union: Any, name: str) -> type[Section] | None:
+    """Return the section of this name in a union that tells its sections apart by their names."""
+    kinds = [kind for kind in get_args(union) if hasattr(kind, "model_fields")]
+    named = (kind for kind in kinds if name in get_args(kind.model_fields["name"].annotation))
+    return next(named, None)

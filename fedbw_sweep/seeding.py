@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def seed_for(run_seed: int, *name: str | int) -> int:
@@ -29,3 +30,31 @@ def seed_for(run_seed: int, *name: str | int) -> int:
 def rng_for(run_seed: int, *name: str | int) -> np.random.Generator:
     """Return the generator of one named draw; see `seed_for` for the arguments."""
     return np.random.Generator(np.random.PCG64(seed_for(run_seed, *name)))
+
+
+def sample_clients(
+    run_seed: int, server_round: int, num_clients: int, count: int, dropout: float
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Draw a round's clients, each client equally likely.
+
+    Parameters
+    ----------
+    run_seed : int
+        The run's ``seed``.
+    server_round : int
+        The round, from 1.
+    num_clients, count : int
+        Clients that exist, and how many of them are sampled.
+    dropout : float
+        Chance of each that it never replies.
+
+    Returns
+    -------
+    clients : ndarray of int64, shape (count,)
+        Their numbers, ascending.
+    dropped : ndarray of bool, shape (count,)
+        Which of them never reply.
+    """
+    sampled = rng_for(run_seed, "sample", server_round).choice(num_clients, count, replace=False)
+    chance = rng_for(run_seed, "dropout", server_round).random(count)
+    return np.sort(sampled), chance < dropout

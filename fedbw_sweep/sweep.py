@@ -290,13 +290,14 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
         _start(todo[0])
     from fedbw_sweep.run import check
 
-    needs = {}
+    needs: dict[str, dict[str, RunConfig]] = {}
     for cell in todo:
         drawn = cell.seed if cell.data.partition != "natural" else None
-        text = (cell.data, cell.num_clients, cell.sequence_length, drawn)
-        needs[str((cell.model, cell.optimizer, cell.server, *text))] = cell
-    for cell in needs.values():
-        check(cell)
+        text = str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))
+        different = str((cell.trainable, cell.optimizer, cell.server))
+        needs.setdefault(text, {})[different] = cell
+    for alike in needs.values():
+        check(list(alike.values()))
     announce(todo, folder)
 
 

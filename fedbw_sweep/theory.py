@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from fedbw_sweep.seeding import sample_clients
 
 LLOYD_MAX_NMSE = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 """Least NMSE of a scalar quantiser of Gaussian coordinates at 1 to 4 bits (Max 1960, table I)."""
@@ -32,6 +34,27 @@ def seed_formula(model_bytes: int, update_bytes: int, clients_per_round: int, ro
         Payload bytes of all messages in both directions.
     """
     return (model_bytes + update_bytes) * clients_per_round * rounds
+
+
+def first_messages(
+    run_seed: int, num_clients: int, clients_per_round: int, rounds: int, dropout: float
+) -> NDArray[np.int64]:
+    """Count the messages to clients that have never replied: those that carry what is sent once.
+
+    Returns
+    -------
+    ndarray of int64, shape (rounds,)
+        In each round; exact, since the clients are drawn here as the server draws them.
+    """
+    replied = np.zeros(num_clients, bool)
+    counts = np.zeros(rounds, np.int64)
+    for index in range(rounds):
+        clients, dropped = sample_clients(
+            run_seed, index + 1, num_clients, clients_per_round, dropout
+        )
+        counts[index] = np.count_nonzero(~replied[clients])
+        replied[clients[~dropped]] = True
+    return counts
 
 
 def gaussian_rate(nmse: float) -> float:

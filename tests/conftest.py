@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from fedbw_sweep.config import CONF, RunConfig
+
+Execute = Callable[..., Any]
+"""Overrides -> `RunRecord`; see `execute`."""
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,3 +50,22 @@ def run_config() -> Callable[..., RunConfig]:
             return RunConfig.from_hydra(compose("config", list(overrides)))
 
     return build
+
+
+@pytest.fixture
+def execute(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Execute:
+    """Do a small run in this process and return its record."""
+    from fedbw_sweep import run
+
+    from .local import Tamper, simulator
+
+    def do(
+        *overrides: str, order: int = 0, tamper: Tamper = lambda reply: reply, folder: str = "s"
+    ) -> Any:
+        monkeypatch.setattr(run, "simulate", simulator(order, tamper))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return run.execute(run_config(*SMALL, *overrides), tmp_path / folder)
+
+    return do

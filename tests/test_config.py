@@ -136,6 +136,8 @@ def test_run_id_depends_on_science_alone(run_config: Build) -> None:
         "compression=topk",
         "model=tiny",
         "data.alpha=0.7",
+        "trainable=head",
+        "initial_model=sent",
     ):
         assert run_config(override).run_id != base
 
@@ -174,7 +176,7 @@ def test_every_key_has_its_meaning_beside_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["compression", "optimizer", "server", "model", "data", "backend"]
+    "group", ["compression", "optimizer", "server", "model", "trainable", "data", "backend"]
 )
 def test_a_choice_is_named_after_its_file(group: str) -> None:
     choices = sorted((CONF / group).glob("*.yaml"))

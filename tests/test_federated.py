@@ -16,33 +16,14 @@ from fedbw_sweep import run
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.data import windows
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federated.client import workplace
+from fedbw_sweep.federated.client import _workplace as workplace
 from fedbw_sweep.metering import METRICS, SENT_PAYLOAD
 from fedbw_sweep.modeling import build_model, read_arrays
 from fedbw_sweep.results import RunRecord, collect
 
-from .conftest import SMALL
-from .local import Tamper, simulator
+from .conftest import SMALL, Execute
 
 TINY_BYTES = 5_283_840
-
-Execute = Callable[..., RunRecord]
-
-
-@pytest.fixture
-def execute(
-    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Execute:
-    """Do a small run in this process and return its record."""
-
-    def do(
-        *overrides: str, order: int = 0, tamper: Tamper = lambda reply: reply, folder: str = "s"
-    ) -> RunRecord:
-        monkeypatch.setattr(run, "simulate", simulator(order, tamper))
-        (tmp_path / folder).mkdir(exist_ok=True)
-        return run.execute(run_config(*SMALL, *overrides), tmp_path / folder)
-
-    return do
 
 
 Vector = torch.Tensor
@@ -209,7 +190,7 @@ def test_an_optimizer_that_cannot_be_is_refused_before_training(
     run_config: Callable[..., RunConfig], overrides: tuple[str, ...], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        run.check(run_config(*SMALL, *overrides))
+        run.check([run_config(*SMALL, *overrides)])
     for word in words:
         assert word in str(caught.value)
 

@@ -25,6 +25,7 @@ ORDER = [
     "data",
     "modeling",
     "federated.downlink",
+    "trainable",
     "federated.wire",
     "federated.client",
     "federated.diloco",

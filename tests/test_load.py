@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import SCHEMA_VERSION, RunConfig
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.results import (
@@ -173,16 +173,19 @@ def test_damaged_folders_are_missing_with_the_reason(sweep: Path, run_config: Bu
 def test_another_schema_version_is_an_error(sweep: Path, status: object) -> None:
     folder = next(path for path in sweep.iterdir() if path.is_dir())
     (folder / "status.json").write_text(json.dumps(status))
-    with pytest.raises(ResultsError, match=r"has schema version (0|None), this version reads 2"):
+    with pytest.raises(
+        ResultsError, match=rf"has schema version (0|None), this version reads {SCHEMA_VERSION}"
+    ):
         load(sweep)
 
 
 def test_mixed_schema_versions_are_an_error(sweep: Path) -> None:
     table = other_machine(sweep)
     rows = pd.read_csv(table, dtype=str)
-    rows.loc[0, "schema_version"] = "1"
+    rows.loc[0, "schema_version"] = "0"
     rows.to_csv(table, index=False)
-    with pytest.raises(ResultsError, match=r"rows of schema version 1, 2, this version reads 2"):
+    both = f"0, {SCHEMA_VERSION}, this version reads {SCHEMA_VERSION}"
+    with pytest.raises(ResultsError, match=f"rows of schema version {both}"):
         load(table)
 
 

@@ -58,6 +58,7 @@ def finished(config: RunConfig, loss: float = 2.5, rounds: int = 2) -> RunRecord
                 "payload_bytes": 2**53 + 1,
                 "message_bytes": 1,
                 "dense_bytes": 1,
+                "frozen_bytes": 0,
             }
         )
     record = RunRecord(config, "done", summary={"loss": loss, "total_bytes": 2**53 + 1})

@@ -14,15 +14,17 @@ from torch import nn
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
-from fedbw_sweep.config import ModelConfig, RunConfig
+from fedbw_sweep.config import ModelConfig, RunConfig, Section, TrainableConfig
 from fedbw_sweep.data import ClientTokens, windows
-from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.errors import FedbwError, PayloadError
 from fedbw_sweep.federated.downlink import rebuild
 from fedbw_sweep.federated.wire import (
     ARRAYS,
     CLIENT,
     CONFIG,
+    FROZEN,
     ROUND,
+    detach,
     pack,
     pack_state,
     split,
@@ -36,10 +38,12 @@ from fedbw_sweep.modeling import (
     pick_device,
     prepare_process,
     read_arrays,
+    read_frozen,
     train,
     write_arrays,
 )
 from fedbw_sweep.seeding import rng_for
+from fedbw_sweep.trainable import freeze
 
 CLIENT_FAILED = 1
 """Error code of a reply that carries a client's own reason."""
@@ -60,13 +64,16 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
     @app.train()
     def fit(message: Message, context: Context) -> Message:
         config = RunConfig.model_validate_json(run_config)
-        model, layout = workplace(config.model.model_dump_json(), config.device)
+        model, layout = workplace(config)
         compressor = config.compression.build()
         instruction = message.content.config_records[CONFIG]
         client, server_round = int(instruction[CLIENT]), int(instruction[ROUND])  # type: ignore[arg-type]
         sequences = windows(text[client], config.sequence_length)
 
-        received, exact = _receive(config, message.content.array_records[ARRAYS], layout, context)
+        arrays = message.content.array_records[ARRAYS]
+        if instruction.get(FROZEN):
+            arrays = _without_frozen(arrays, model)
+        received, exact = _receive(config, arrays, layout, context)
         write_arrays(model, received, exact)
         started = time.perf_counter()
         training = train(
@@ -111,20 +118,16 @@ def _receive(
     if (held := context.state.array_records.get("model")) is not None:
         model = np.asarray(unpack_state(held)["model"], np.float32)
     elif config.initial_model == "known":
-        model = _initial(config)
+        model = _initial(_needed(config))
     received = rebuild(payload, model, compressor, layout)
     context.state["model"] = pack_state({"model": received})
     return received, bytes(exact)
 
 
-def _initial(config: RunConfig) -> FloatVector:
-    """Return the model that every client has before its first message, built once per worker."""
-    return _built(config.model.model_dump_json(), config.seed)
-
-
 @lru_cache(maxsize=2)
-def _built(model_config: str, seed: int) -> FloatVector:
-    return read_arrays(build_model(ModelConfig.model_validate_json(model_config), seed))[0]
+def _initial(needed: str) -> FloatVector:
+    """Return what travels of the model that every client has before its first message."""
+    return read_arrays(_built(Needed.model_validate_json(needed)))[0]
 
 
 def _encode(
@@ -144,12 +147,50 @@ def _encode(
     return payload
 
 
+class Needed(Section):
+    """What of a run's config its model, as built, depends on."""
+
+    model: ModelConfig
+    trainable: TrainableConfig
+    seed: int
+    device: str
+
+
+def _without_frozen(arrays: ArrayRecord, model: nn.Module) -> ArrayRecord:
+    """Take off the frozen arrays; they must be the ones in the workplace, bit by bit."""
+    own = read_frozen(model)
+    arrays, received = detach(arrays, len(own))
+    if received != own:
+        raise PayloadError("the frozen arrays received are not those that this client trains with")
+    return arrays
+
+
+def workplace(config: RunConfig) -> tuple[nn.Module, Layout]:
+    """Return the model that a worker process trains in, built once.
+
+    Every client overwrites what trains. What is frozen is the run's own, drawn from its seed; where
+    nothing is, runs of all seeds share one.
+    """
+    seed = 0 if config.trainable.name == "all" else config.seed
+    return _workplace(_needed(config.model_copy(update={"seed": seed})))
+
+
+def _needed(config: RunConfig) -> str:
+    return config.model_dump_json(by_alias=True, include=set(Needed.model_fields))
+
+
 @lru_cache(maxsize=2)
-def workplace(model_config: str, device: str) -> tuple[nn.Module, Layout]:
-    """Build the model a worker process trains in, once; every client overwrites all its weights."""
+def _workplace(needed: str) -> tuple[nn.Module, Layout]:
     prepare_process()
-    model = build_model(ModelConfig.model_validate_json(model_config), 0)
-    return model.to(pick_device(device)), layout_of(model)
+    config = Needed.model_validate_json(needed)
+    model = _built(config)
+    return model.to(pick_device(config.device)), layout_of(model)  # type: ignore[arg-type]
+
+
+def _built(config: Needed) -> nn.Module:
+    model = build_model(config.model, config.seed)
+    freeze(model, config.trainable, config.seed)
+    return model
 
 
 def reporting_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -68,15 +68,15 @@ def start(config: RunConfig) -> None:
                 "`ray start --head` and give the address it prints, or null to start Ray here",
             ) from None
     for _ in range(worker_count(backend)):
-        _get_ready.remote(config.model.model_dump_json(), config.device)
+        _get_ready.remote(config.model_dump_json(by_alias=True))
 
 
 @ray.remote(num_cpus=1)
-def _get_ready(model_config: str, device: str) -> None:
+def _get_ready(run_config: str) -> None:
     # Imported here: starting Ray need not wait for torch.
     from fedbw_sweep.federated.client import workplace
 
-    workplace(model_config, device)
+    workplace(RunConfig.model_validate_json(run_config))
 
 
 def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:

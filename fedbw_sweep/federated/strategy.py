@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -27,9 +27,10 @@ from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, ConfigError, DivergenceError
 from fedbw_sweep.federated.downlink import downlink, expected_bytes
-from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, ROUND, pack, parts, unpack
+from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, FROZEN, ROUND, pack, parts, unpack
 from fedbw_sweep.metering import METRICS, Ledger
-from fedbw_sweep.seeding import rng_for
+from fedbw_sweep.seeding import sample_clients
+from fedbw_sweep.theory import first_messages
 
 CHUNK = 2**16
 MODEL = "model"
@@ -79,6 +80,8 @@ class Metered(FedAvg):
         The run.
     layout : Layout
         The arrays that travel.
+    frozen : bytes
+        The frozen arrays, for the first message to each client; empty if clients have them.
 
     Attributes
     ----------
@@ -92,10 +95,10 @@ class Metered(FedAvg):
         The global model's arrays that are not floating point.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout) -> None:
+    def __init__(self, config: RunConfig, layout: Layout, frozen: bytes = b"") -> None:
         # Clients are sampled here, and the held-out loss is the server's.
         super().__init__(fraction_train=0.0, fraction_evaluate=0.0, **config.server.parameters)
-        self.config, self.layout = config, layout
+        self.config, self.layout, self.frozen = config, layout, frozen
         self.compressor = config.compression.build()
         self.downlink = downlink(config, layout)
         self.ledger = Ledger(layout.dense_bytes)
@@ -105,6 +108,7 @@ class Metered(FedAvg):
         self.client_of: dict[int, int] = {}  # clients that will reply by node id, in their order
         self.global_vector = np.empty(0, np.float32)
         self.exact = b""
+        self.replied: set[int] = set()  # clients that have, so that they hold the frozen arrays
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -120,19 +124,29 @@ class Metered(FedAvg):
         if len(self.nodes) != self.config.num_clients:
             there = f"{len(self.nodes)} of {self.config.num_clients}"
             raise ClientError(f"{there} clients are connected")
-        rng = rng_for(self.config.seed, "sample", server_round)
-        sampled = rng.choice(len(self.nodes), self.config.clients_per_round, replace=False)
-        chance = rng_for(self.config.seed, "dropout", server_round).random(len(sampled))
-        dropped = chance < self.config.clients.dropout
+        sampled, dropped = sample_clients(
+            self.config.seed,
+            server_round,
+            len(self.nodes),
+            self.config.clients_per_round,
+            self.config.clients.dropout,
+        )
         self.downlink.prepare(server_round, self.global_vector, self.exact)
-        record = cache(pack)  # what is the same is stored once
+
+        @cache  # what is the same is stored once
+        def record(payload: bytes, tail: bytes) -> ArrayRecord:
+            return pack(payload + tail if tail else payload)
+
         self.client_of, messages = {}, []
-        for client, drops_out in zip(np.sort(sampled).tolist(), dropped, strict=True):
+        for client, drops_out in zip(sampled.tolist(), dropped, strict=True):
             instruction = ConfigRecord({CLIENT: client, ROUND: server_round})
+            frozen = b"" if client in self.replied else self.frozen
+            if frozen:
+                instruction[FROZEN] = True
             content = RecordDict(
-                {ARRAYS: record(self.downlink.payload_for(client)), CONFIG: instruction}
+                {ARRAYS: record(self.downlink.payload_for(client), frozen), CONFIG: instruction}
             )
-            self.ledger.sent(server_round, client, content)
+            self.ledger.sent(server_round, client, content, len(frozen))
             if not drops_out:
                 self.client_of[self.nodes[client]] = client
                 messages.append(Message(content, self.nodes[client], MessageType.TRAIN))
@@ -158,6 +172,7 @@ class Metered(FedAvg):
             content = self._content(server_round, client, reply)
             self.ledger.received(server_round, client, content)
             self.downlink.replied(client)
+            self.replied.add(client)
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
             arrays = content.array_records[ARRAYS]
@@ -200,6 +215,18 @@ class Metered(FedAvg):
         up = self.compressor.expected_bytes(self.layout)
         return None if down is None or up is None else (down, up + self.layout.exact_bytes)
 
+    @cached_property
+    def expected_frozen_bytes(self) -> NDArray[np.int64]:
+        """Payload bytes of frozen arrays in each round, exact; shape (rounds,)."""
+        config = self.config
+        return len(self.frozen) * first_messages(
+            config.seed,
+            config.num_clients,
+            config.clients_per_round,
+            config.rounds,
+            config.clients.dropout,
+        )
+
     def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
         """Yield the round's clients in order with their replies, holding back only early ones."""
         early: dict[int, Message] = {}
@@ -225,7 +252,7 @@ OF_THE_MEAN = (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Flower's strategies that are a function of the mean; its others compare replies one by one."""
 
 
-def metered(config: RunConfig, layout: Layout) -> Metered:
+def metered(config: RunConfig, layout: Layout, frozen: bytes = b"") -> Metered:
     """Make the run's strategy: `Metered` before the class that ``server`` names.
 
     Raises
@@ -247,7 +274,7 @@ def metered(config: RunConfig, layout: Layout) -> Metered:
             f"{allowed} of flwr.serverapp.strategy, or a FedAvg of your own",
         )
     try:
-        built: Metered = type("Strategy", (Metered, strategy), {})(config, layout)
+        built: Metered = type("Strategy", (Metered, strategy), {})(config, layout, frozen)
     except TypeError as error:
         raise ConfigError("server", config.server.name, str(error)) from None
     return built

@@ -12,7 +12,7 @@ from fedbw_sweep.compression.feedback import State
 from fedbw_sweep.errors import PayloadError
 
 ARRAYS, CONFIG = "arrays", "config"
-CLIENT, ROUND = "client", "round"
+CLIENT, ROUND, FROZEN = "client", "round", "frozen"
 ENCODED = "fedbw.encoded"
 """Serialisation type of a payload: Flower refuses to average what it does not know."""
 
@@ -60,6 +60,21 @@ def split(arrays: ArrayRecord, layout: Layout) -> tuple[memoryview, memoryview]:
     if split < 0:
         raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
     return payload[:split], payload[split:]
+
+
+def detach(arrays: ArrayRecord, count: int) -> tuple[ArrayRecord, bytes]:
+    """Take apart what was joined: the payload without its last `count` bytes, and these.
+
+    Raises
+    ------
+    PayloadError
+        If the payload is shorter.
+    """
+    payload = bytes(arrays["payload"].data)
+    split = len(payload) - count
+    if split < 0:
+        raise PayloadError(f"payload of {len(payload)} bytes lacks the frozen arrays")
+    return pack(payload[:split]), payload[split:]
 
 
 def pack_state(state: State) -> ArrayRecord:

@@ -128,10 +128,13 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
         Rows of ``results.csv``.
     """
     done = results[results["status"] == "done"]
-    models = done[["model", "model_parameters", "dense_message_bytes"]].drop_duplicates()
+    columns = ["model", "model_parameters", "frozen_parameters", "dense_message_bytes"]
+    models = done[columns].drop_duplicates()
     lines = [
-        f"{model}: {parameters:,} parameters; a dense fp32 message is {in_all_units(dense)}"
-        for model, parameters, dense in models.itertuples(index=False)
+        f"{model}: {parameters:,} parameters"
+        + (f" and {frozen:,} frozen ones" if frozen else "")
+        + f"; a dense fp32 message is {in_all_units(dense)}"
+        for model, parameters, frozen, dense in models.itertuples(index=False)
     ]
     if len(done) == len(results) == 1:
         [run] = done.to_dict("records")
