@@ -22,7 +22,14 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
-from fedbw_sweep.config import CONF, CompressionConfig, DataConfig, ModelConfig, Section
+from fedbw_sweep.config import (
+    CONF,
+    CompressionConfig,
+    DataConfig,
+    ModelConfig,
+    Section,
+    TrainableConfig,
+)
 from fedbw_sweep.data import federate, windows
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.modeling import (
@@ -46,6 +53,7 @@ from fedbw_sweep.theory import (
     reverse_water_filling,
     unbiased_gaussian_rate,
 )
+from fedbw_sweep.trainable import freeze
 
 COLUMNS = {
     "method": "choice of conf/compression and its parameters, or the peer package's codec",
@@ -87,6 +95,7 @@ class BenchConfig(Section):
     """The keys of ``conf/codecs.yaml``, validated."""
 
     model: ModelConfig
+    trainable: TrainableConfig
     data: DataConfig
     update: str | None
     clients: int = Field(ge=1, description="updates, at least 1")
@@ -191,6 +200,7 @@ def train_updates(config: BenchConfig) -> tuple[Layout, list[FloatVector]]:
         load_tokenizer(config.model),
     )
     model = build_model(config.model, config.seed)
+    freeze(model, config.trainable, config.seed)
     before, exact = read_arrays(model)
     updates = []
     for client in track(range(config.clients), "training", transient=True):
