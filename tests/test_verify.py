@@ -52,11 +52,11 @@ def change_json(path: Path, change: Callable[[dict], object]) -> None:
 def test_an_honest_run_is_reproduced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(run)]) == 0
     captured = capsys.readouterr()
-    # rounds.csv has 3 rows of 15 columns, messages.parquet 8 rows of 7, parts.csv rows of 3, the
+    # rounds.csv has 3 rows of 17 columns, messages.parquet 8 rows of 7, parts.csv rows of 3, the
     # summary the rest.
     summary = json.loads((run / "status.json").read_text())["summary"]
     parts = len((run / "parts.csv").read_text().splitlines()) - 1
-    equal = 3 * 15 + 8 * 7 + len(summary)
+    equal = 3 * 17 + 8 * 7 + len(summary)
     assert f"reproduced; {equal + 3 * parts} values are equal" in captured.out
     assert "environment" not in captured.err
     (run / "parts.csv").unlink()  # as runs were recorded earlier
