@@ -175,7 +175,7 @@ class RunRecord:
         """Write the run folder beside its final place and rename it there, ``status.json`` last."""
         folder = Path(mkdtemp(prefix=f".{self.config.run_id}-", dir=sweep_dir))
         try:
-            text = yaml.safe_dump(self.config.science, sort_keys=False)
+            text = yaml.dump(self.config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
             (folder / CONFIG).write_text(text, encoding="utf-8")
             frame(self.rounds, ROUNDS_COLUMNS).drop(columns="run_id").to_csv(
                 folder / ROUNDS, index=False
@@ -263,7 +263,7 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for folder in sorted(sweep_dir.iterdir()):
         if folder.name.startswith(".") or (status := read_status(folder)) is None:
             continue
-        science = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        science = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
         own = {key: status[key] for key in ("run_id", "status", "error", "schema_version")}
         rows.append({**config_columns(science), **own, **status["summary"]})
         dtypes = {name: column.dtype for name, column in ROUNDS_COLUMNS.items()}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -15,9 +18,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
-from fedbw_sweep.report import figure
 from fedbw_sweep.report.measure import Options, measure
-from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
 from fedbw_sweep.report.table import MB, varying_settings
@@ -38,7 +39,7 @@ def write_report(
     specs: Sequence[Path] = (),
     step: Callable[[str], None] = lambda what: None,
 ) -> tuple[list[Rendered], list[str]]:
-    """Write every table and figure that the runs allow.
+    """Write every table and figure that the runs allow, and the page.
 
     Parameters
     ----------
@@ -57,6 +58,8 @@ def write_report(
     notes : list of str
         What was left out, and why.
     """
+    from fedbw_sweep.report.page import write_page
+
     step("measures")
     by_run = records.rounds.astype({"run_id": "category"})  # a million rows are joined by it
     records = replace(records, rounds=by_run)
@@ -76,9 +79,18 @@ def write_report(
         )
     if failures := builder.failures():
         tables.append(failures)
+    drawings = _drawings(records, notes)
 
     for folder in ("tables", "figures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, Future[None]] = {}
+    for name in FIGURES:
+        paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
+        if name in drawings:
+            drawn[name] = _workers().submit(drawings[name], *paths)
+        else:
+            for path in paths:
+                path.unlink(missing_ok=True)
     known = {path.stem for path in SHIPPED.glob("*.yaml")} | {"failures"}
     for name in known - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
@@ -87,22 +99,34 @@ def write_report(
         step(table.name)
         table.write(out / "tables")
     runs.to_csv(out / "runs.csv", index=False)
-
-    drawings = _drawings(records, notes)
-    for name in FIGURES:
-        paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
-        if name in drawings:
-            step(name)
-            drawings[name](*paths)
-        else:
-            for path in paths:
-                path.unlink(missing_ok=True)
     (out / "report.tex").write_text(document(tables, list(drawings)), encoding="utf-8")
+    step("report.html")
+    write_page(records, tables, out / "report.html", notes, _vega().result())
+    for name, drawing in drawn.items():
+        step(name)
+        drawing.result()
     return tables, notes
+
+
+@cache
+def _workers() -> ProcessPoolExecutor:
+    """Return the processes that draw while this one writes tables and the page."""
+    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is for this process to answer
+    return ProcessPoolExecutor(2, get_context("spawn"), signal.signal, ignored)
+
+
+@cache
+def _vega() -> Future[str]:
+    """Start putting the page's JavaScript together, which takes seconds."""
+    from fedbw_sweep.report.page import vega  # Altair takes a while: not for --help
+
+    return _workers().submit(vega)
 
 
 def _drawings(records: Records, notes: list[str]) -> dict[str, Callable[..., None]]:
     """Choose the figures that the runs allow."""
+    from fedbw_sweep.report import figure  # nor is Matplotlib for --help
+
     done = records.results[records.results["status"] == "done"]
     curves = figure.cell_curves(done, records.rounds)
     if not (curves["round"] > 0).any():
@@ -154,6 +178,7 @@ def _report(given: argparse.Namespace) -> None:
     )
     with Progress(console=_console, transient=True, disable=not _console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None)
+        _vega()
         records = load_records(given.paths, messages=False)
         progress.update(bar, total=18)
 
@@ -162,8 +187,6 @@ def _report(given: argparse.Namespace) -> None:
 
         try:
             tables, notes = write_report(records, options, given.out, given.spec, step=step)
-            step("report.html")
-            write_page(records, tables, given.out / "report.html")
         except OSError as error:
             raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
     for table in tables:

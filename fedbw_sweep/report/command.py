@@ -23,6 +23,7 @@ GROUPS = {
     "optimizer": "optimizer",
     "server": "server",
     "model": "model",
+    "trainable": "trainable",
     "data": "data",
 }
 """Keys of a run's science that a config group fills, and what an override calls the group; each
@@ -76,11 +77,8 @@ def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 def overrides(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Write what `changes` found as Hydra overrides, quoted for a shell."""
-    known = {name for key, value in _defaults().items() for name, _ in _flat(key, value)}
-    for group in GROUPS:
-        known -= dict(_flat(group, _defaults()[group])).keys()
-        choice = found[group][1] if group in found else _defaults()[group]["name"]
-        known |= dict(_flat(group, _choice(group, choice))).keys()
+    top = _defaults()
+    known = _known(*(found[g][1] if g in found else top[g]["name"] for g in GROUPS))
     added = {key for key in found if "." in key and key not in known}
     return [
         shlex.quote(
@@ -177,9 +175,21 @@ def _flat_choice(group: str, name: str) -> dict[str, Any]:
 
 
 @cache
-def _defaults(*overrides: str) -> dict[str, Any]:
+def _known(*choices: str) -> set[str]:
+    """Name the keys there are when the groups have these choices."""
+    top = {key: value for key, value in _defaults().items() if key not in GROUPS}
+    chosen = {group: _choice(group, name) for group, name in zip(GROUPS, choices, strict=True)}
+    return {name for key, value in (top | chosen).items() for name, _ in _flat(key, value)}
+
+
+def _defaults() -> dict[str, Any]:
+    return _composed("config")
+
+
+@cache
+def _composed(name: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", list(overrides))
+        composed = compose(name)
     values = OmegaConf.to_container(
         OmegaConf.masked_copy(composed, [str(k) for k in composed if k not in EXECUTION_KEYS])
     )
@@ -191,7 +201,8 @@ def _defaults(*overrides: str) -> dict[str, Any]:
 def _choice(group: str, name: str) -> dict[str, Any]:
     """Return a choice's own defaults; only its name is known of a user's choice outside conf/."""
     try:
-        choice: dict[str, Any] = _defaults(f"{GROUPS[group]}={name}")[group]
+        folder = GROUPS[group].partition("@")[0]
+        choice: dict[str, Any] = _composed(f"{folder}/{name}")[folder]
     except HydraException:
         return {"name": name}
     return choice

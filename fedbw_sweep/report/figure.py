@@ -27,6 +27,9 @@ LINES = "-", "--", "-."
 NAMED = 10
 """Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
 
+OTHERS = 100
+"""Cells beyond those that a figure draws as lines, evenly from the lowest to the highest loss."""
+
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
@@ -266,20 +269,21 @@ def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -
     """Draw a line per cell, a band of `sd` where `y` is the loss; grey if not named."""
     others = curves[~curves["cell"].isin(named)]
     if len(others):
-        last = ~others["cell"].duplicated(keep="last").to_numpy()
-        count = int(last.sum())
-        points = others[[x, y]].to_numpy(float)
-        if count > 100:  # a tangle says as much with fewer points
-            kept = last | ~others["cell"].duplicated().to_numpy() | (np.arange(len(last)) % 8 == 0)
-            points, last = points[kept], last[kept]
-        points = np.insert(points, np.flatnonzero(last) + 1, np.nan, axis=0)  # a gap ends a line
-        axes.plot(*points.T, color=GREY, linewidth=0.4, rasterized=count > 100, zorder=1)
-        axes.plot([], [], color=GREY, linewidth=1, label=f"{count} others")
+        ranked = others.drop_duplicates("cell", keep="last").sort_values("loss")["cell"]
+        places = np.linspace(0, len(ranked) - 1, min(len(ranked), OTHERS)).astype(int)
+        shown = others[others["cell"].isin(ranked.iloc[places])]
+        last = ~shown["cell"].duplicated(keep="last").to_numpy()
+        points = np.insert(
+            shown[[x, y]].to_numpy(float), np.flatnonzero(last) + 1, np.nan, axis=0
+        )  # a gap ends a line
+        axes.plot(*points.T, color=GREY, linewidth=0.4, zorder=1)
+        some = f"{len(places):,} of " if len(places) < len(ranked) else ""
+        axes.plot([], [], color=GREY, linewidth=1, label=f"{some}{len(ranked):,} others")
     for cell, (colour, marker, dashes) in _styles(curves, named).items():
         line = curves[curves["cell"] == cell]
         axes.plot(
             line[x], line[y], color=colour, marker=marker, linestyle=dashes, markersize=4,
-            linewidth=1.3, markevery=max(1, len(line) // 8), label=cell,
+            linewidth=1.3, markevery=0.15, label=cell,
         )  # fmt: skip
         if y == "loss" and line["sd"].any():
             low, high = line[y] - line["sd"], line[y] + line["sd"]
@@ -323,7 +327,7 @@ def _log_ticks(axis: Axis) -> None:
     """Label a logarithmic axis in plain numbers, as many as there is room for."""
     low, high = axis.get_view_interval()
     if high > 100 * low:
-        axis.set_major_locator(LogLocator(numticks=8))
+        axis.set_major_locator(LogLocator(numticks=6))
     else:
         wide = high > 5 * low
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))

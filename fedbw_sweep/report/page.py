@@ -53,7 +53,20 @@ METRICS = (
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 
 
-def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None:
+def vega() -> str:
+    """Return the JavaScript that draws the charts; putting it together takes seconds."""
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    script: str = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub lacks the default
+    return script
+
+
+def write_page(
+    records: Records,
+    tables: Sequence[Rendered],
+    path: Path,
+    notes: Sequence[str] = (),
+    script: str | None = None,
+) -> None:
     """Write a page that holds its data, its charts and all it needs to show them.
 
     What would make the file larger than `LIMIT` is left out, and the page says so.
@@ -66,6 +79,10 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
         Shown as they are.
     path : pathlib.Path
         Where to write, ``report.html``.
+    notes : sequence of str
+        Shown after what `records` notes.
+    script : str
+        What `vega` returns, if it is at hand.
     """
     environment = Environment(
         loader=PackageLoader("fedbw_sweep.report", ""),
@@ -79,9 +96,7 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
     settings = [name for name in varying_settings(results) if name != "seed"]
     configurations, of_run = _configurations(results, settings)
     fixed = {
-        "vega": vl_convert.javascript_bundle(  # type: ignore[call-arg]  # its stub lacks the default
-            vl_version=".".join(_VEGA_LITE)
-        ),
+        "vega": script or vega(),
         "charts": {"curves": _curves_chart(), "front": _front_chart()},
         "overview": _overview(results),
         "problems": _problems(results),
@@ -125,15 +140,12 @@ def write_page(records: Records, tables: Sequence[Rendered], path: Path) -> None
             "curves": _columns(curves),
         }
         html = template.render(
-            **fixed, data=_packed(data), tables=fitting, notes=remarks + left_out
+            **fixed, data=_packed(data), tables=fitting, notes=[*remarks, *notes, *left_out]
         )
         if len(html.encode()) <= LIMIT or kept <= 1:
             break
         share *= 0.7
     path.write_text(html, encoding="utf-8")
-
-
-_VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2]
 
 
 def _packed(data: Any) -> str:

@@ -126,14 +126,19 @@ class Rendered:
         return "\n".join([*text, ""])
 
     def to_html(self) -> str:
-        """Return an HTML ``table`` element and its notes."""
+        """Return an HTML ``table`` element, its cells of numbers of class ``number``, and its notes."""
         header, cells = self._marked(html.escape, "<strong>{}</strong>")
+        kinds = [' class="number"' if _numeric(self.frame[name]) else "" for name in self.frame]
+        head, row = (
+            "<tr>" + "".join(f"<{tag}{kind}>{{}}</{tag}>" for kind in kinds) + "</tr>"
+            for tag in ("th", "td")
+        )
         lines = [
             f'<table id="{self.name}">',
             f"<caption>{html.escape(self.title)}</caption>",
-            f"<thead><tr><th>{'</th><th>'.join(header)}</th></tr></thead>",
+            f"<thead>{head.format(*header)}</thead>",
             "<tbody>",
-            *(f"<tr><td>{'</td><td>'.join(line)}</td></tr>" for line in cells),
+            *(row.format(*line) for line in cells),
             "</tbody>",
             "</table>",
             *(f"<p>{html.escape(note)}</p>" for note in self.notes),
@@ -151,12 +156,10 @@ class Rendered:
         self, escape: Callable[[str], str], bold: str, rows: int | None = None
     ) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows, escaped, the best in bold."""
-        text, best = self.frame.head(rows or len(self.frame)), self.best.to_numpy()
-        cells = [
-            [bold.format(escape(t)) if b else escape(t) for t, b in zip(line, marks, strict=True)]
-            for line, marks in zip(text.to_numpy(), best[: len(text)], strict=True)
-        ]
-        return [escape(str(name)) for name in text.columns], cells
+        text = self.frame.head(rows or len(self.frame))
+        escaped = text.apply(lambda column: column.map({t: escape(t) for t in column.unique()}))
+        marked = escaped.where(~self.best.head(len(text)), escaped.map(bold.format))
+        return [escape(str(name)) for name in text.columns], marked.to_numpy().tolist()
 
 
 def escape_latex(text: str) -> str:
@@ -203,6 +206,10 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
+_NUMBER = re.compile(r"(?P<number>[-+]?(\d[\d.,]*(e[-+]?\d+)?%?|inf|nan)|—)( .*)?|failed|missing|")
+
+
 def _numeric(column: pd.Series) -> bool:
-    """Whether a column's text starts with digits: such columns are set flush right."""
-    return bool(column.str.match(r"[-+]?\d|—|$|(failed|missing)").all())
+    """Whether a column's text is numbers, with what may stand for or follow one: set flush right."""
+    found = [_NUMBER.fullmatch(text) for text in column]
+    return all(found) and any(match["number"] for match in found if match)
