@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,17 @@ def _fresh_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
+@cache
+def config_of(*overrides: str) -> RunConfig:
+    """Compose and validate a `RunConfig`, as the command line does; frozen, so each only once."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return RunConfig.from_hydra(compose("config", list(overrides)))
+
+
 @pytest.fixture
 def run_config() -> Callable[..., RunConfig]:
-    """Compose and validate a `RunConfig` from overrides, as the command line does."""
-
-    def build(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return RunConfig.from_hydra(compose("config", list(overrides)))
-
-    return build
+    """See `config_of`."""
+    return config_of
 
 
 @pytest.fixture

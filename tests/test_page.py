@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from fedbw_sweep.config import CONF, RunConfig
+from fedbw_sweep.config import RunConfig
 from fedbw_sweep.report.page import LIMIT, write_page
 from fedbw_sweep.report.render import Rendered
 from fedbw_sweep.results import Records, RunRecord, load_records
+
+from .conftest import config_of
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script>"
 ROUNDS = 4
@@ -35,11 +36,6 @@ LOSSES = {
 UPDATE_BYTES = {"none": 1_000_000, "int8": 254_321, "topk": 12_345, "sign": 31_300}
 
 Open = Callable[..., Page]
-
-
-def config_of(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return RunConfig.from_hydra(compose("config", list(overrides)))
 
 
 def finished(config: RunConfig, loss: float) -> RunRecord:

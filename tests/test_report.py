@@ -27,39 +27,38 @@ from fedbw_sweep.report.render import Rendered, escape_latex
 from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
 from fedbw_sweep.results import RunRecord, announce, collect, load_records
 
-from .conftest import ROOT, SMALL
+from .conftest import ROOT, SMALL, config_of
 from .local import simulator
 
 METHODS, CLIENTS, SEEDS = ("none", "int8", "topk"), (2, 4), (1, 2, 3)
 KILLED, DIVERGED = ("int8", 4, 3), ("topk", 2, 2)
-TARGET, BUDGET = 5.14, 25e6
+MINUTE = (
+    "model.architecture.num_hidden_layers=1",
+    "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=64",
+    "local_steps=5",
+    "lr=3e-3",
+)
+TARGET, BUDGET = 5.14, 1e6
 Cell = tuple[str, int, int]
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 cells really trained, but for one that was killed and one that diverged."""
-    from hydra import compose, initialize_config_dir
-
-    from fedbw_sweep.config import CONF
-
     folder = tmp_path_factory.mktemp("outputs") / "sweep"
     folder.mkdir()
     text = folder.parent / "text.txt"
     text.write_text("".join(f"{n} green bottles hanging on the wall\n" for n in range(200)))
-    quick = (*SMALL, "fraction_fit=1.0", "data=text", f"data.path={text}", "data.partition=iid")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        configs = {
-            (method, clients, seed): RunConfig.from_hydra(
-                compose(
-                    "config",
-                    [*quick, f"compression={method}", f"num_clients={clients}", f"seed={seed}"],
-                )
-            )
-            for method in METHODS
-            for clients in CLIENTS
-            for seed in SEEDS
-        }
+    quick = (*SMALL, *MINUTE, "fraction_fit=1.0", "data=text", f"data.path={text}", "data.partition=iid")
+    configs = {
+        (method, clients, seed): config_of(
+            *quick, f"compression={method}", f"num_clients={clients}", f"seed={seed}"
+        )
+        for method in METHODS
+        for clients in CLIENTS
+        for seed in SEEDS
+    }
     announce(configs.values(), folder)
     evaluate = run.heldout_loss
     with pytest.MonkeyPatch.context() as patch:

@@ -14,6 +14,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from fedbw_sweep.report import __main__ as report
+
 from .conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.ray
@@ -166,6 +168,20 @@ def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
     assert not alive
 
 
+def assert_report_names_what_is_missing(folder: Path, out: Path) -> None:
+    assert report.main([str(folder), "--out", str(out)]) == 0
+    failures = pd.read_csv(out / "tables" / "failures.csv").set_index("run_id")
+    runs = {path.parent.name for path in folder.glob("*/config.yaml")}
+    missing = runs - {path.parent.name for path in folder.glob("*/status.json")}
+    assert len(runs) == 3
+    assert set(failures.index) == missing
+    assert (failures["status"] == "missing").all()
+    assert failures["error"].str.contains("was announced but never recorded").all()
+    page = (out / "report.html").read_text()
+    assert all(run in page for run in missing)
+    assert "was announced but never recorded" in page
+
+
 def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     process = start(tmp_path, *HALF, "backend.workers=2", "backend.runs=1")
     folder = tmp_path / "outputs" / "main"
@@ -179,6 +195,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
     process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/status.json")}
     assert 1 <= len(kept) < 3
+    assert_report_names_what_is_missing(folder, tmp_path / "report")
     printed = sweep(tmp_path, *HALF, "backend.workers=2")
     assert f"{len(kept)} of 3 runs are done" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

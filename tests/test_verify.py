@@ -12,24 +12,18 @@ import yaml
 
 from fedbw_sweep import run as run_module
 from fedbw_sweep import verify
-from fedbw_sweep.config import RunConfig
 
-from .conftest import SMALL
+from .conftest import SMALL, config_of
 from .local import simulator
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder; it is not to be changed."""
-    from hydra import compose, initialize_config_dir
-
-    from fedbw_sweep.config import CONF
-
     folder = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "simulate", simulator())
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = RunConfig.from_hydra(compose("config", [*SMALL, "compression=topk"]))
+        config = config_of(*SMALL, "compression=topk")
         assert run_module.execute(config, folder).error is None
     return folder / config.run_id
 

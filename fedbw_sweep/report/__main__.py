@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -189,8 +190,12 @@ def _report(given: argparse.Namespace) -> None:
             tables, notes = write_report(records, options, given.out, given.spec, step=step)
         except OSError as error:
             raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
-    for table in tables:
-        print(table.to_markdown(TERMINAL_ROWS))
+    try:
+        for table in tables:
+            print(table.to_markdown(TERMINAL_ROWS))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads it, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for note in [*records.notes, *notes]:
         _console.print(f"note: {escape(note)}")
     states = records.results["status"].value_counts()
