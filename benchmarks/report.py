@@ -45,12 +45,8 @@ def configs() -> Iterator[RunConfig]:
         [2**k for k in range(1, 8)], [0.1, 0.25, 0.5, 1.0], [1, 2, 4, 8, 16], [8, 16, 32],
         [1, 2, 3], RATIOS,
     ):  # fmt: skip
-        yield methods[name].model_copy(
-            update={
-                "num_clients": clients, "fraction_fit": fraction, "local_epochs": epochs,
-                "batch_size": batch, "seed": seed,
-            }  # fmt: skip
-        )
+        changed = {"num_clients": clients, "fraction_fit": fraction, "local_epochs": epochs}
+        yield methods[name].model_copy(update={**changed, "batch_size": batch, "seed": seed})
 
 
 def record(config: RunConfig, rng: np.random.Generator) -> RunRecord:

@@ -93,10 +93,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    frame = pd.DataFrame({"method": [EVIL]})
+    frame = pd.DataFrame({"method": [EVIL], "loss": ["2.1 ± 0.1"]})
     table = Rendered("one", f"A title {EVIL}", frame, frame == "", frame)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_page(load_records(sweep), [table], path)
+    records = replace(load_records(sweep), notes=[f"x.csv: {EVIL} is cut off"])
+    write_page(records, [table], path, [f"table two is left out: {EVIL}"])
     return path
 
 
@@ -320,6 +321,17 @@ def test_failed_and_missing_runs_are_named_with_their_reasons(report: Path, open
     expect(page.locator("#tables")).to_contain_text(f"A title {EVIL}")
     assert page.locator("img").count() == 0
     assert page.title() == "fedbw_sweep report"
+
+
+def test_notes_and_tables_are_shown(report: Path, opened: Open) -> None:
+    page = opened(report)
+    assert page.locator(".notes li").all_inner_texts() == [
+        f"x.csv: {EVIL} is cut off",
+        f"table two is left out: {EVIL}",
+    ]
+    cells = page.locator("#one td").all()
+    sides = [cell.evaluate("cell => getComputedStyle(cell).textAlign") for cell in cells]
+    assert sides == ["left", "right"]
 
 
 def changed(records: Records, **columns: Any) -> Records:

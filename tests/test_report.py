@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -50,7 +51,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     text = folder.parent / "text.txt"
     text.write_text("".join(f"{n} green bottles hanging on the wall\n" for n in range(200)))
-    quick = (*SMALL, *MINUTE, "fraction_fit=1.0", "data=text", f"data.path={text}", "data.partition=iid")
+    quick = (
+        *SMALL,
+        *MINUTE,
+        "fraction_fit=1.0",
+        "data=text",
+        f"data.path={text}",
+        "data.partition=iid",
+    )
     configs = {
         (method, clients, seed): config_of(
             *quick, f"compression={method}", f"num_clients={clients}", f"seed={seed}"
@@ -256,6 +264,26 @@ def test_special_characters_are_escaped() -> None:
     assert "<strong>&lt;x&gt; | *y*</strong>" in table.to_html()
 
 
+@pytest.mark.parametrize(
+    ("texts", "side"),
+    [
+        (["1.0 ± 0.0", "failed", ""], "---:"),
+        (["2 of 3: 1 failed", "3"], "---:"),
+        (["— (not reached in 2 rounds)", "-1.5e-05 (10.0x)"], "---:"),
+        (["failed", "missing"], "---"),
+        (["59277e12ab01"], "---"),  # a run_id
+        (["topk density=0.1"], "---"),
+    ],
+)
+def test_columns_of_numbers_are_flush_right(texts: list[str], side: str) -> None:
+    frame = pd.DataFrame({"a": texts})
+    table = Rendered("n", "t", frame, frame == "?", frame)
+    assert f"| {side} |" in table.to_markdown()
+    assert ('<td class="number">' in table.to_html()) == (side == "---:")
+    column = table.to_latex().split("tabular}{")[1][0]
+    assert column == ("r" if side == "---:" else "l")
+
+
 def small_sweep(folder: Path, run_config: Callable[..., RunConfig]) -> None:
     """Two methods whose losses and bytes are easy to add up by hand."""
     curves = {"none": ([4.0, 3.0, 2.0], 100), "topk": ([4.0, 3.5, 2.9], 10)}
@@ -341,6 +369,22 @@ def test_a_table_of_ones_own(
     spec.write_text("title: Mine\nrows: [compresion]\nmeasures:\n  - {value: loss, header: x}\n")
     assert main(arguments) == 2
     assert "compresion: no such setting" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reader_that_stops_early_is_no_error(
+    tmp_path: Path,
+    run_config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    RunRecord(run_config(), "failed", error="boom").write(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+        print("more, as when Python ends")
+    assert "runs: 1 failed; written to" in capsys.readouterr().err
 
 
 def test_settings_side_by_side(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:

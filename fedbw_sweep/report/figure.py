@@ -34,7 +34,7 @@ TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
 PANELS = 4
-"""Cells, the first by their settings, that a figure of bytes by layer shows."""
+"""Cells that a figure of bytes by layer shows: the first of each compression, then the second."""
 
 UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
 LOSS = "held-out loss (nats per token)"
@@ -158,7 +158,10 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
         Where to save; the suffix chooses the format.
     """
     labels = run_labels(results, _settings(results)).set_axis(results["run_id"])
-    shown = list(dict.fromkeys(labels[labels.index.isin(parts["run_id"].unique())]))[:PANELS]
+    cells = labels[labels.index.isin(parts["run_id"].unique())].drop_duplicates()
+    method = results.set_index("run_id")["compression"].reindex(cells.index)
+    turn = method.groupby(method).cumcount().sort_values(kind="stable").index
+    shown = [cell for cell in cells if cell in set(cells[turn[:PANELS]])]
     labels = labels[labels.isin(shown)]
     known = parts[parts["run_id"].isin(labels.index)]
     known = known.assign(cell=known["run_id"].map(labels))
@@ -180,7 +183,9 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
                 width = table[kind].reindex(names, fill_value=0.0).to_numpy()
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
-            axes.set(title=fill(cell, 40), xlabel="last round's uplink payload (MB)")
+            axes.set_title(fill(cell, 36), fontsize=8)
+            axes.set_xlabel("last round's uplink payload (MB)")
+            axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
             axes.set_xlim(0, 1.05 * left.max())
             axes.tick_params(axis="y", labelsize=7)
         panels[0].invert_yaxis()
@@ -283,7 +288,7 @@ def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -
         line = curves[curves["cell"] == cell]
         axes.plot(
             line[x], line[y], color=colour, marker=marker, linestyle=dashes, markersize=4,
-            linewidth=1.3, markevery=0.15, label=cell,
+            linewidth=1.3, markevery=0.15 if len(line) > 10 else None, label=cell,
         )  # fmt: skip
         if y == "loss" and line["sd"].any():
             low, high = line[y] - line["sd"], line[y] + line["sd"]

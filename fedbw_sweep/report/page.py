@@ -111,6 +111,7 @@ def write_page(
     if len(records.notes) > NOTES:
         remarks.append(f"and {len(records.notes) - NOTES:,} more remarks on the files")
 
+    sections = [(table, table.to_html()) for table in tables]
     share = 1.0  # of what is on the page when there is room for all
     while True:
         kept = int(CONFIGURATIONS * share)
@@ -121,13 +122,15 @@ def write_page(
                 "lowest loss. All runs are in runs.csv."
             )
         fitting = [
-            table for table in tables if len(table.to_html().encode()) <= TABLE_BYTES * share
+            (table.title, text)
+            for table, text in sections
+            if len(text.encode()) <= TABLE_BYTES * share
         ]
         left_out += [
             f"The table “{table.title}” is too large for this page. It is in "
             f"tables/{table.name}.html."
-            for table in tables
-            if table not in fitting
+            for table, text in sections
+            if (table.title, text) not in fitting
         ]
         data = {
             "settings": settings,

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import wrap
 from unicodedata import normalize
@@ -67,10 +68,15 @@ class Rendered:
     data: pd.DataFrame
     notes: tuple[str, ...] = ()
 
+    @cached_property
+    def numeric(self) -> list[bool]:
+        """Which columns are numbers: they are set flush right."""
+        return [_is_numeric(self.frame[name]) for name in self.frame]
+
     def to_markdown(self, rows: int | None = None) -> str:
         """Return the table in Markdown, only its first `rows` if given."""
         header, cells = self._marked(_markdown, "**{}**", rows)
-        rule = ["---:" if _numeric(self.frame[name]) else "---" for name in self.frame]
+        rule = ["---:" if is_numeric else "---" for is_numeric in self.numeric]
         table = "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *cells])
         left = len(self.frame) - len(cells)
         notes = [*([f"{left} more rows are in {self.name}.md"] if left else []), *self.notes]
@@ -85,8 +91,8 @@ class Rendered:
         wide = sum(width > WIDE for width in widths)
         paragraph = rf"p{{{0.4 / max(1, wide):.2f}\linewidth}}"
         columns = "".join(
-            "r" if _numeric(self.frame[name]) else paragraph if width > WIDE else "l"
-            for name, width in zip(self.frame, widths, strict=True)
+            "r" if is_numeric else paragraph if width > WIDE else "l"
+            for is_numeric, width in zip(self.numeric, widths, strict=True)
         )
         across = sum(
             2 + max(min(width, WIDE), *map(len, parts))
@@ -126,9 +132,9 @@ class Rendered:
         return "\n".join([*text, ""])
 
     def to_html(self) -> str:
-        """Return an HTML ``table`` element, its cells of numbers of class ``number``, and its notes."""
+        """Return an HTML ``table`` element and its notes; numbers have the class ``number``."""
         header, cells = self._marked(html.escape, "<strong>{}</strong>")
-        kinds = [' class="number"' if _numeric(self.frame[name]) else "" for name in self.frame]
+        kinds = [' class="number"' if is_numeric else "" for is_numeric in self.numeric]
         head, row = (
             "<tr>" + "".join(f"<{tag}{kind}>{{}}</{tag}>" for kind in kinds) + "</tr>"
             for tag in ("th", "td")
@@ -209,7 +215,7 @@ def _markdown(text: str) -> str:
 _NUMBER = re.compile(r"(?P<number>[-+]?(\d[\d.,]*(e[-+]?\d+)?%?|inf|nan)|—)( .*)?|failed|missing|")
 
 
-def _numeric(column: pd.Series) -> bool:
-    """Whether a column's text is numbers, with what may stand for or follow one: set flush right."""
-    found = [_NUMBER.fullmatch(text) for text in column]
+def _is_numeric(column: pd.Series) -> bool:
+    """Whether a column's text is numbers, with what may stand for or follow one."""
+    found = [_NUMBER.fullmatch(text) for text in column.unique()]
     return all(found) and any(match["number"] for match in found if match)
