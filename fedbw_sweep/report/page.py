@@ -359,6 +359,7 @@ def _axes(title: str) -> dict[str, Any]:
                 title=title,
                 labelExpr=ROUND_NUMBERS,
                 labelOverlap=True,
+                labelSeparation=6,
             ),
         ),
         "y": alt.Y(
