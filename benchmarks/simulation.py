@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ NO_STEP = ("model=tiny", "num_clients=2", "fraction_fit=1.0", "rounds=1", "local
 Parts = dict[str, float]
 FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
 ECHO_CLIENTS, ECHO_ROUNDS, ECHO_BYTES = 10, 3, 56_270_848
+SAME_MODEL = 1e-3
+"""How far apart runs of the same training may end, of the way gone: sums differ in their order."""
 
 
 def compose(*overrides: str) -> Any:
@@ -113,7 +117,7 @@ class Floor:
         """Do a run; return the seconds its parts took."""
         from fedbw_sweep import modeling
 
-        model = modeling.build_model(self.config.model, seed)
+        self.model = model = modeling.build_model(self.config.model, seed)
         began = time.perf_counter()
         training, evaluating = 0.0, 0.0
 
@@ -201,6 +205,39 @@ def echo(*overrides: str) -> None:
     simulate(compose(f"num_clients={ECHO_CLIENTS}", *overrides), server, client)
 
 
+# --- Peers, where installed ----------------------------------------------------------------------
+
+
+def installed(job: str = "") -> tuple[str, ...]:
+    """Return the names of the peers' systems that do a job: none is for A."""
+    peers = {
+        "blazefl-processes": ("", "-apart", "-echo", "-fixed"),
+        "blazefl-threads": ("", "-apart", "-echo", "-fixed"),
+        "pfl": ("", "-apart"),
+    }
+    return tuple(
+        peer + job
+        for peer, jobs in peers.items()
+        if find_spec(peer.partition("-")[0]) and job in jobs
+    )
+
+
+def apart(peer: Any) -> Callable[[int], Parts]:
+    """Return a run of job A on a peer and on the floor, which tells how far apart they end."""
+    from fedbw_sweep import modeling
+
+    floor = Floor(*JOB_A)
+
+    def run(seed: int) -> Parts:
+        peer.run(seed)
+        floor.run(seed)
+        start = modeling.build_model(floor.config.model, seed)
+        first, here, there = (modeling.read_arrays(m)[0] for m in (start, peer.model, floor.model))
+        return {"apart": float(np.linalg.norm(here - there) / np.linalg.norm(there - first))}
+
+    return run
+
+
 # --- Each system in a process of its own, asked in turn ------------------------------------------
 
 
@@ -216,7 +253,9 @@ def serve(system: str) -> None:
         "echo-flower": lambda: lambda seed: echo("backend=flower", workers),
         "fixed": lambda: Engine(*NO_STEP, workers).run,
     }
-    run = jobs[system]()
+    # A peer has a module of its own: importing one changes how its process starts others.
+    module = f"simulation_{system.partition('-')[0]}"
+    run = (import_module(module).JOBS if find_spec(module) else jobs)[system]()
     print("ready", flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
@@ -386,10 +425,14 @@ def breakdown(floor: list[Parts], ray: list[Parts]) -> None:
 
 def job_a(repeats: int) -> None:
     """Training-bound, warm: over plain processes."""
-    warm = interleave(("floor", "ray"), repeats)
+    for peer, runs in interleave(installed("-apart"), 1, warm_up=0).items():
+        assert runs[0]["apart"] < SAME_MODEL, (peer, runs)
+    warm = interleave(("floor", "ray", *installed()), repeats)
     floor = seconds_of(warm["floor"])
     row("A: two plain processes, warm (the floor)", floor)
     row("A: backend=ray, warm, over the floor", seconds_of(warm["ray"]), floor)
+    for peer in installed():
+        row(f"A: {peer}, warm, over the floor", seconds_of(warm[peer]), floor)
     flower = seconds_of(interleave(("flower",), repeats, warm_up=0)["flower"])
     row("A: backend=flower, over the floor", flower, [statistics.median(floor)] * repeats)
     breakdown(warm["floor"], warm["ray"])
@@ -407,16 +450,20 @@ def cold(repeats: int) -> None:
 
 def job_b(repeats: int) -> None:
     """Large models echoed."""
-    echoes = interleave(("echo-ray", "echo-flower"), repeats)
+    echoes = interleave(("echo-ray", "echo-flower", *installed("-echo")), repeats)
     ray, flower = (seconds_of(echoes[f"echo-{name}"]) for name in ("ray", "flower"))
     row("B: backend=ray", ray)
     row("B: backend=flower, over backend=ray", flower, ray)
+    for peer in installed("-echo"):
+        row(f"B: {peer}, over backend=ray", seconds_of(echoes[peer]), ray)
 
 
 def job_c(repeats: int) -> None:
     """One more run of a sweep, beyond training and evaluation."""
-    fixed = interleave(("fixed",), 3 * repeats)["fixed"]
-    row("C: one more run without training", seconds_of(fixed, but="evaluate_seconds"))
+    fixed = interleave(("fixed", *installed("-fixed")), 3 * repeats)
+    for system, runs in fixed.items():
+        what = f"C: one more run without training, {system.removesuffix('-fixed')}"
+        row(what.replace("fixed", "backend=ray"), seconds_of(runs, but="evaluate_seconds"))
 
 
 def start(repeats: int) -> None:
