@@ -225,7 +225,7 @@ class Training:
 
 
 def echoing(pool: type[Threads | Processes]) -> Callable[[int], Parts]:
-    modeling.prepare_process()
+    torch.set_num_threads(1)  # no more: with glibc told to keep memory, this would grow and slow
     return lambda seed: pipeline(pool, EchoedModel(), ECHO_CLIENTS, ECHO_ROUNDS, seed)[1]
 
 
