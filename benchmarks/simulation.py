@@ -41,7 +41,7 @@ NO_STEP = ("model=tiny", "num_clients=2", "fraction_fit=1.0", "rounds=1", "local
 Parts = dict[str, float]
 FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
 ECHO_CLIENTS, ECHO_ROUNDS, ECHO_BYTES = 10, 3, 56_270_848
-SAME_MODEL = 1e-3
+SAME_MODEL = 1e-4
 """How far apart runs of the same training may end, of the way gone: sums differ in their order."""
 
 

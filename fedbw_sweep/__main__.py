@@ -11,12 +11,8 @@ import psutil
 from omegaconf import DictConfig
 
 from fedbw_sweep.config import CONF
-from fedbw_sweep.sweep import (
-    errors_end_the_command,
-    finish,
-    run_cell,
-    stop_showing_progress,
-)
+from fedbw_sweep.console import errors_end_the_command
+from fedbw_sweep.sweep import finish, run_cell, stop_showing_progress
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,14 +13,13 @@ from zipfile import BadZipFile
 import hydra
 import numpy as np
 import pandas as pd
-import yaml
 from omegaconf import DictConfig
 from pydantic import Field
 from rich.progress import track
 from rich.table import Table
 from safetensors import SafetensorError
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config import (
     CONF,
     CompressionConfig,
@@ -30,6 +28,7 @@ from fedbw_sweep.config import (
     Section,
     TrainableConfig,
 )
+from fedbw_sweep.console import errors_end_the_command, output_console
 from fedbw_sweep.data import federate, windows
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.modeling import (
@@ -43,9 +42,7 @@ from fedbw_sweep.modeling import (
 )
 from fedbw_sweep.peers import Codec, installed
 from fedbw_sweep.report.figure import rate_distortion
-from fedbw_sweep.report.table import output_console
 from fedbw_sweep.seeding import rng_for
-from fedbw_sweep.sweep import errors_end_the_command
 from fedbw_sweep.theory import (
     LLOYD_MAX_NMSE,
     gaussian_rate,
@@ -123,7 +120,11 @@ def _bench_command(cfg: DictConfig) -> None:
     with errors_end_the_command():
         config = BenchConfig.from_hydra(cfg)
         prepare_process()
-        choices = [choice for method in config.methods for choice in expand(method)]
+        choices = [
+            (label, choice.build())
+            for method in config.methods
+            for label, choice in CompressionConfig.expand(method)
+        ]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
         codecs = [Codec.of(*choice, layout) for choice in choices]
         if config.peers:
@@ -136,27 +137,6 @@ def _bench_command(cfg: DictConfig) -> None:
         rate_distortion(table, *(folder / f"rate_distortion.{suffix}" for suffix in ("png", "svg")))
         _show(table, layout, len(updates))
         print(f"{folder}/: codecs.csv, codecs.md, rate_distortion.png, rate_distortion.svg")
-
-
-def expand(method: str) -> Iterator[tuple[str, Compressor]]:
-    """Build the compressors that ``"topk density=0.01,0.1"`` names, one for each combination.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such choice or parameter, or a value is not allowed.
-    """
-    name, *parameters = method.split()
-    path = CONF / "compression" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise ConfigError("methods", method, f"no such method; there are: {known}")
-    choice = yaml.safe_load(path.read_text(encoding="utf-8"))
-    swept = [parameter.partition("=") for parameter in parameters]
-    for values in itertools.product(*(value.split(",") for _, _, value in swept)):
-        own = {key: yaml.safe_load(v) for (key, _, _), v in zip(swept, values, strict=True)}
-        label = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
-        yield label, CompressionConfig.model_validate({**choice, **own}).build()
 
 
 def load_update(path: str) -> tuple[Layout, list[FloatVector]]:

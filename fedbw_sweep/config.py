@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from itertools import product
 from math import floor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import yaml
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -25,7 +27,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 SCHEMA_VERSION = 2
 """Version of the recorded files and of what a run means; part of every ``run_id``."""
 
-EXECUTION_KEYS = frozenset({"backend", "device", "logger", "sweep", "verbose"})
+EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "verbose"})
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
@@ -104,6 +106,27 @@ class CompressionConfig(Choice):
         only be made up for in a difference from what clients hold.
         """
         return self.build("downlink").codes_weights and not self.error_feedback
+
+    @classmethod
+    def expand(cls, method: str) -> Iterator[tuple[str, Self]]:
+        """Yield the choices that ``"topk density=0.01,0.1"`` names, one for each combination.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such choice in ``conf/compression``.
+        """
+        name, *parameters = method.split()
+        path = CONF / "compression" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise ConfigError("methods", method, f"no such method; there are: {known}")
+        choice = yaml.safe_load(path.read_text(encoding="utf-8"))
+        swept = [parameter.partition("=") for parameter in parameters]
+        for values in product(*(value.split(",") for _, _, value in swept)):
+            own = {key: yaml.safe_load(v) for (key, _, _), v in zip(swept, values, strict=True)}
+            label = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
+            yield label, cls.model_validate({**choice, **own})
 
     def build(self, group: str = "compression") -> Compressor:
         """Instantiate the compressor.
@@ -219,6 +242,33 @@ class BackendConfig(Section):
     client_gpus: float | None = Field(default=None, ge=0, description="GPUs a client, or null")
 
 
+class NetworkConfig(Section):
+    """The links between server and clients, of which communication time is estimated."""
+
+    name: str
+    uplink_mbit_s: float = Field(gt=0, allow_inf_nan=False, description="Mbit/s, above 0")
+    downlink_mbit_s: float = Field(gt=0, allow_inf_nan=False, description="Mbit/s, above 0")
+    latency_s: float = Field(ge=0, allow_inf_nan=False, description="seconds, at least 0")
+    spread: float = Field(
+        ge=0, allow_inf_nan=False, description="standard deviation of the speeds' logarithm"
+    )
+
+    @classmethod
+    def choices(cls, name: str) -> list[Self]:
+        """Read one choice of ``conf/network``, or all of them for ``all``.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such choice.
+        """
+        paths = {path.stem: path for path in sorted((CONF / "network").glob("*.yaml"))}
+        if name not in {*paths, "all"}:
+            raise ConfigError("--network", name, f"must be all or one of {', '.join(paths)}")
+        chosen = paths.values() if name == "all" else [paths[name]]
+        return [cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in chosen]
+
+
 class RunConfig(Section):
     """Everything one run needs, validated. Two runs with equal `science` leave equal results."""
 
@@ -242,6 +292,7 @@ class RunConfig(Section):
     initial_model: Literal["known", "sent"]
     data: DataConfig
     backend: BackendConfig
+    network: NetworkConfig
     device: Literal["auto", "cpu", "cuda"]
     logger: Literal["none", "tensorboard"]
     sweep: str
@@ -275,6 +326,25 @@ def science_id(science: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits: a hash of a run's science config and the schema version."""
     text = json.dumps([SCHEMA_VERSION, science], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def config_columns(science: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a science config to dotted columns; a group's own name stands under the group.
+
+    ``{"data": {"name": "text", "alpha": 1.0}}`` gives the columns ``data`` and ``data.alpha``.
+    """
+    columns: dict[str, Any] = {}
+    for key, value in science.items():
+        if not isinstance(value, Mapping):
+            columns[key] = value
+            continue
+        for inner, inner_value in value.items():
+            if inner == "_target_":
+                continue
+            name = key if inner == "name" else f"{key}.{inner}"
+            is_plain = inner_value is None or isinstance(inner_value, str | int | float | bool)
+            columns[name] = inner_value if is_plain else json.dumps(inner_value, sort_keys=True)
+    return columns
 
 
 def _readable(error: ValidationError, section: type[Section]) -> ConfigError:

@@ -87,6 +87,21 @@ def drawn_from(seed: int, *name: str) -> Iterator[None]:
         yield
 
 
+def build_without_weights(config: ModelConfig) -> PreTrainedModel:
+    """Build the model that `build_model` would, of tensors that have shapes and no memory.
+
+    Raises
+    ------
+    ConfigError
+        As `build_model`.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            _architecture(config), dtype=torch.float32
+        )
+    return cast(PreTrainedModel, model)
+
+
 def load_tokenizer(config: ModelConfig) -> Tokenize:
     """Return text -> token ids: the model's own tokenizer where it has one, else UTF-8 bytes.
 
@@ -197,7 +212,7 @@ def layout_of(model: nn.Module) -> Layout:
             TensorSpec(
                 name,
                 tuple(array.shape),
-                "float32" if array.is_floating_point() else str(array.numpy(force=True).dtype),
+                "float32" if array.is_floating_point() else str(array.dtype).removeprefix("torch."),
             )
             for name, array in _arrays(model)
         )

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow import csv
 
-from fedbw_sweep.config import SCHEMA_VERSION, RunConfig
+from fedbw_sweep.config import SCHEMA_VERSION, RunConfig, config_columns
 from fedbw_sweep.errors import ResultsError
 
 RESULTS, ROUNDS = "results.csv", "rounds.csv"
@@ -65,7 +65,8 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     ),
     "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
     "prediction": Column(
-        "string", "exact (methods of fixed size, the model itself sent down) or estimate"
+        "string",
+        "exact (methods of fixed size, the model itself sent down), or estimate: and its basis",
     ),
     "initial_loss": Column("Float64", "held-out loss before training, nats per token"),
     "loss": Column("Float64", "held-out loss after the last round, nats per token"),
@@ -123,26 +124,8 @@ TIMING_COLUMNS: Mapping[str, Column] = {
     "evaluate_seconds": Column("float64", "of which the held-out loss"),
     "train_seconds": Column("float64", "clients' training, summed over clients"),
     "encode_seconds": Column("float64", "clients' encoding, summed over clients"),
+    "decode_seconds": Column("float64", "the server's decoding of the round's updates"),
 }
-
-
-def config_columns(science: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a science config to dotted columns; a group's own name stands under the group.
-
-    ``{"data": {"name": "text", "alpha": 1.0}}`` gives the columns ``data`` and ``data.alpha``.
-    """
-    columns: dict[str, Any] = {}
-    for key, value in science.items():
-        if not isinstance(value, Mapping):
-            columns[key] = value
-            continue
-        for inner, inner_value in value.items():
-            if inner == "_target_":
-                continue
-            name = key if inner == "name" else f"{key}.{inner}"
-            is_plain = inner_value is None or isinstance(inner_value, str | int | float | bool)
-            columns[name] = inner_value if is_plain else json.dumps(inner_value, sort_keys=True)
-    return columns
 
 
 @dataclass
@@ -314,6 +297,8 @@ class Records:
         A row per run and round, `ROUNDS_COLUMNS`.
     messages : pandas.DataFrame
         A row per message: ``run_id``, then `MESSAGES_COLUMNS`. None of runs known only from a CSV.
+    timing : pandas.DataFrame
+        Wall-clock seconds of each run's rounds: ``run_id``, then `TIMING_COLUMNS`; as `messages`.
     parts : pandas.DataFrame
         Where the bytes of each run's last round are: ``run_id``, then `PARTS_COLUMNS`. None of runs
         known only from a CSV, or recorded before there was ``parts.csv``.
@@ -328,6 +313,7 @@ class Records:
     results: pd.DataFrame
     rounds: pd.DataFrame
     messages: pd.DataFrame
+    timing: pd.DataFrame
     parts: pd.DataFrame
     configs: Mapping[str, Mapping[str, Any]]
     environments: Mapping[str, Mapping[str, Any]]
@@ -351,7 +337,8 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         Where to look. The rounds of a run known only from a CSV are in the file beside it whose
         name says ``rounds`` for ``results``.
     messages : bool
-        Whether to read every run's ``messages.parquet`` as well, the largest of the files.
+        Whether to read every run's ``messages.parquet`` as well, the largest of the files, and
+        ``timing.csv``.
 
     Raises
     ------
@@ -398,7 +385,8 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         results,
         _load_rounds(results, from_folder, notes),
         _load_messages(from_folder if messages else {}),
-        _load_parts(from_folder, notes),
+        _load_alike(from_folder if messages else {}, TIMING, TIMING_COLUMNS, notes),
+        _load_alike(from_folder, PARTS, PARTS_COLUMNS, notes),
         configs,
         environments,
         notes,
@@ -414,7 +402,13 @@ _NULLABLE: Mapping[pa.DataType, Any] = {
     pa.string(): pd.StringDtype(),
     pa.null(): pd.StringDtype(),
 }
-_ARROW = {"Int64": pa.int64(), "Float64": pa.float64(), "string": pa.string()}
+_ARROW = {
+    "Int64": pa.int64(),
+    "Float64": pa.float64(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+}
 
 
 class _Configs(Mapping[str, Mapping[str, Any]]):
@@ -621,9 +615,12 @@ def _load_rounds(
     return rounds.astype({name: column.dtype for name, column in ROUNDS_COLUMNS.items()})
 
 
-def _load_parts(folders: Mapping[str, Path], notes: list[str]) -> pd.DataFrame:
-    columns = {"run_id": ROUNDS_COLUMNS["run_id"], **PARTS_COLUMNS}
-    tables = [frame([], columns), *_read_alike(folders, PARTS, PARTS_COLUMNS, notes)]
+def _load_alike(
+    folders: Mapping[str, Path], name: str, own: Mapping[str, Column], notes: list[str]
+) -> pd.DataFrame:
+    """Read a CSV of every run that has it."""
+    columns = {"run_id": ROUNDS_COLUMNS["run_id"], **own}
+    tables = [frame([], columns), *_read_alike(folders, name, own, notes)]
     dtypes = {name: column.dtype for name, column in columns.items()}
     return pd.concat(tables, ignore_index=True)[list(columns)].astype(dtypes)
 

@@ -39,8 +39,8 @@ from fedbw_sweep.modeling import (
     read_frozen,
     write_arrays,
 )
+from fedbw_sweep.prediction import Prediction, predict
 from fedbw_sweep.results import RunRecord
-from fedbw_sweep.theory import seed_formula
 from fedbw_sweep.trainable import freeze
 
 Observer = Callable[[dict[str, Any]], None]
@@ -131,7 +131,8 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     frozen = read_frozen(model) if config.initial_model == "sent" else b""
     strategy = metered(config, layout_of(model), frozen)
     initial, strategy.exact = read_arrays(model)
-    evaluator = _Evaluator(model, text, strategy, record, observe)
+    prediction = predict(config, strategy.layout, len(frozen))
+    evaluator = _Evaluator(model, text, strategy, prediction, record, observe)
     server = ServerApp()
 
     @server.main()
@@ -152,7 +153,7 @@ def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
             {"tensor": tensor, "part": part, "bytes": count}
             for (tensor, part), count in strategy.parts.items()
         ]
-    record.summary = _summary(config, model, strategy, record.rounds)
+    record.summary = _summary(config, model, strategy, prediction, record.rounds)
 
 
 class _Evaluator:
@@ -163,11 +164,12 @@ class _Evaluator:
         model: nn.Module,
         text: FederatedText,
         strategy: Metered,
+        prediction: Prediction | None,
         record: RunRecord,
         observe: Observer,
     ) -> None:
         self.model, self.text, self.strategy = model, text, strategy
-        self.record, self.observe = record, observe
+        self.prediction, self.record, self.observe = prediction, record, observe
         self.started = time.perf_counter()
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -196,6 +198,7 @@ class _Evaluator:
                 "evaluate_seconds": now - before,
                 "train_seconds": sum(report.train_seconds for report in reports),
                 "encode_seconds": sum(report.encode_seconds for report in reports),
+                "decode_seconds": self.strategy.decode_seconds[server_round],
             }
         )
         self.started = now
@@ -210,12 +213,8 @@ class _Evaluator:
         dense, dense_down = (sum(entry.dense_bytes for entry in part) for part in (up, down))
         earlier = self.record.rounds[-1] if self.record.rounds else {}
         predicted = None
-        if (expected := self.strategy.expected_bytes) is not None:
-            predicted = 0
-            if server_round:
-                this = server_round - 1
-                predicted = len(down) * expected[0][this] + len(up) * expected[1]
-                predicted += int(self.strategy.expected_frozen_bytes[this])
+        if self.prediction is not None:
+            predicted = self.prediction.round_bytes(server_round, len(down), len(up))
         return {
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,
@@ -238,7 +237,11 @@ def _mean_train_loss(reports: list[ClientReport]) -> float | None:
 
 
 def _summary(
-    config: RunConfig, model: nn.Module, strategy: Metered, rounds: list[dict[str, Any]]
+    config: RunConfig,
+    model: nn.Module,
+    strategy: Metered,
+    prediction: Prediction | None,
+    rounds: list[dict[str, Any]],
 ) -> dict[str, Any]:
     layout = strategy.layout
     totals = {
@@ -275,16 +278,9 @@ def _summary(
     if updates:
         summary["uplink_ratio"] = dense / uplink
         summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
-    if (expected := strategy.expected_bytes) is not None:
-        down, up = expected
-        replies = 1 - config.clients.dropout  # of each client, in the mean
-        formula = sum(
-            seed_formula(each, round(up * replies), config.clients_per_round, 1) for each in down
-        )
-        summary["predicted_bytes"] = formula + int(strategy.expected_frozen_bytes.sum())
-        fixed = strategy.compressor.fixed_size and config.downlink.build("downlink").fixed_size
-        exact_size = fixed and config.downlink.codes_weights and replies == 1
-        summary["prediction"] = "exact" if exact_size else "estimate"
+    if prediction is not None:
+        summary["predicted_bytes"] = prediction.total_bytes
+        summary["prediction"] = prediction.basis
     return summary
 
 

@@ -56,5 +56,9 @@ def sample_clients(
         Which of them never reply.
     """
     sampled = rng_for(run_seed, "sample", server_round).choice(num_clients, count, replace=False)
-    chance = rng_for(run_seed, "dropout", server_round).random(count)
-    return np.sort(sampled), chance < dropout
+    return np.sort(sampled), dropped_out(run_seed, server_round, count, dropout)
+
+
+def dropped_out(run_seed: int, server_round: int, count: int, dropout: float) -> NDArray[np.bool_]:
+    """Draw which of a round's `count` clients never reply; see `sample_clients`."""
+    return rng_for(run_seed, "dropout", server_round).random(count) < dropout

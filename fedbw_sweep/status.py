@@ -24,8 +24,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedbw_sweep.config import RunConfig
+from fedbw_sweep.console import output_console
 from fedbw_sweep.errors import FedbwError
-from fedbw_sweep.report.table import output_console, run_labels, varying_settings
+from fedbw_sweep.report.table import run_labels, varying_settings
 from fedbw_sweep.results import TIMING, load_records
 
 RUNNING = "running.json"

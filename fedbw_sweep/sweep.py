@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,29 +14,25 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-import hydra
 import pandas as pd
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedbw_sweep.config import RunConfig
-from fedbw_sweep.errors import ConfigError, FedbwError
+from fedbw_sweep.cells import Composer, expand
+from fedbw_sweep.config import RunConfig, config_columns
+from fedbw_sweep.console import MB, errors_end_the_command, message_console, output_console
+from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.report.figure import cell_curves, loss_against_bytes
 from fedbw_sweep.report.table import (
-    MB,
     describe_bytes,
-    output_console,
     summary_table,
     varying_settings,
 )
-from fedbw_sweep.results import announce, collect, config_columns, is_done
+from fedbw_sweep.results import announce, collect, is_done
 from fedbw_sweep.status import Heartbeat
 
 FIGURE = "loss_against_bytes.png"
@@ -45,7 +40,7 @@ FIGURE = "loss_against_bytes.png"
 COLLECT_SHARE = 0.02
 """The tables are rebuilt after a run unless that would take more than this share of the time."""
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_console = message_console()
 
 
 @dataclass
@@ -145,10 +140,9 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every cell of the grid."""
         with errors_end_the_command():
-            cells = [
-                RunConfig.from_hydra(hydra.compose(kwargs["config_name"], overrides))
-                for overrides in _grid(config)
-            ]
+            composer = Composer(kwargs["config_name"])
+            grid = expand(config.hydra.overrides.task, config.hydra.sweeper.get("params"))
+            cells = [RunConfig.from_hydra(composer.config(overrides)) for overrides in grid]
             here = config.hydra.launcher._target_.endswith(".BasicLauncher")
             _prepare(cells, "hydra.sweep.dir", config, here)
 
@@ -307,26 +301,6 @@ def _start(config: RunConfig) -> None:
     from fedbw_sweep.federated.simulation import start
 
     start(config)
-
-
-def _grid(config: DictConfig) -> list[list[str]]:
-    """List the overrides of every cell, as Hydra's basic sweeper will expand them."""
-    params = OmegaConf.to_container(config.hydra.sweeper.get("params") or OmegaConf.create())
-    assert isinstance(params, dict)
-    swept = [f"{key!s}={value!s}" for key, value in params.items()]
-    arguments = OverridesParser.create().parse_overrides([*swept, *config.hydra.overrides.task])
-    [grid] = BasicSweeper.split_arguments(arguments, max_batch_size=None)
-    return grid
-
-
-@contextmanager
-def errors_end_the_command() -> Iterator[None]:
-    """Print an error a user can act on, without a traceback, and exit with 2."""
-    try:
-        yield
-    except FedbwError as error:
-        _console.print(f"[red]error:[/red] {escape(str(error))}")
-        sys.exit(2)
 
 
 def _label(config: RunConfig) -> str:

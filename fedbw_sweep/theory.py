@@ -1,4 +1,4 @@
-"""What the bytes should be: the seed's formula, and the bounds that no code beats."""
+"""The bounds that no code beats."""
 
 from __future__ import annotations
 
@@ -11,29 +11,6 @@ from fedbw_sweep.seeding import sample_clients
 
 LLOYD_MAX_NMSE = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 """Least NMSE of a scalar quantiser of Gaussian coordinates at 1 to 4 bits (Max 1960, table I)."""
-
-
-def seed_formula(model_bytes: int, update_bytes: int, clients_per_round: int, rounds: int) -> int:
-    """Predict a run's total payload bytes.
-
-    *bandwidth = (model sent to the client + update received) x clients x fraction sampled per round
-    x rounds*, with the clients and the fraction already combined into a whole number.
-
-    Parameters
-    ----------
-    model_bytes, update_bytes : int
-        Payload bytes of one downlink and of one uplink message.
-    clients_per_round : int
-        ``max(1, floor(fraction_fit * num_clients))``.
-    rounds : int
-        Communication rounds.
-
-    Returns
-    -------
-    int
-        Payload bytes of all messages in both directions.
-    """
-    return (model_bytes + update_bytes) * clients_per_round * rounds
 
 
 def first_messages(

@@ -8,9 +8,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedbw_sweep.config import TrainableBlocks, TrainableConfig, TrainableLora
+from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.config import RunConfig, TrainableBlocks, TrainableConfig, TrainableLora
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.modeling import drawn_from
+from fedbw_sweep.modeling import (
+    build_without_weights,
+    drawn_from,
+    frozen_parameters,
+    layout_of,
+)
 
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer but the output embedding."""
@@ -51,6 +57,19 @@ def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> Non
         )
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+
+
+def shapes(config: RunConfig) -> tuple[Layout, int]:
+    """Derive the layout of what travels in a run, and the bytes of what is frozen, from shapes.
+
+    Raises
+    ------
+    ConfigError
+        If the architecture cannot be loaded, or has nothing of what is chosen.
+    """
+    model = build_without_weights(config.model)
+    freeze(model, config.trainable, config.seed)
+    return layout_of(model), 4 * frozen_parameters(model)
 
 
 def _head(model: PreTrainedModel) -> Iterable[nn.Parameter]:

@@ -11,6 +11,7 @@ import pytest
 
 from fedbw_sweep import codecs
 from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.config import CompressionConfig
 from fedbw_sweep.errors import ConfigError
 
 
@@ -111,4 +112,4 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, w
 )
 def test_a_bad_method_is_named(method: str, word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        list(codecs.expand(method))
+        [choice.build() for _, choice in CompressionConfig.expand(method)]

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import RunConfig, config_columns
 from fedbw_sweep.report.command import changes, command, config_from_columns, overrides
-from fedbw_sweep.results import config_columns
 
 Build = Callable[..., RunConfig]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedbw_sweep.config import RunConfig
-from fedbw_sweep.report.measure import MEASURES
+from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
@@ -39,6 +39,7 @@ COLUMNS = {
         **MEASURES,
     },
     "report/tables/\\*.csv: the settings, then": TABLE_COLUMNS,
+    "report/tables/\\*time\\*.csv: also the network, and of": TIME_MEASURES,
 }
 
 
@@ -58,7 +59,7 @@ def test_documented_commands_compose(run_config: Callable[..., RunConfig], argum
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    overrides = [word for word in arguments.split() if not word.startswith("-")]
+    overrides = [word for word in arguments.split() if not word.startswith(("-", ".plan"))]
     parsed = OverridesParser.create().parse_overrides(overrides)
     [grid] = BasicSweeper.split_arguments(parsed, None)
     assert grid
@@ -111,6 +112,17 @@ def columns_page() -> str:
     for file, columns in COLUMNS.items():
         lines += [f"## {file}", "", *table(dict(columns))]
     return "\n".join(lines)
+
+
+def test_the_plan_shown_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    from fedbw_sweep.plan import main
+
+    [(arguments, shown)] = re.findall(
+        r"```sh\npython -m fedbw_sweep\.plan (.*)\n```\n\n```\n(.*?)```", README, re.DOTALL
+    )
+    assert main(arguments.split()) == 0
+    printed = capsys.readouterr().out
+    assert [line.rstrip() for line in printed.splitlines()] == shown.splitlines()
 
 
 def test_every_compression_choice_is_listed() -> None:

@@ -411,8 +411,8 @@ def test_a_client_that_drops_out_was_still_sent_the_model(execute: Execute) -> N
     assert [row["clients"] for row in record.rounds[1:]] == [len(clients) for clients in replied]
     assert record.summary["downlink_bytes"] == 40 * TINY_BYTES
     assert record.summary["uplink_bytes"] == len(received) * TINY_BYTES
-    assert record.summary["prediction"] == "estimate"
-    assert record.summary["predicted_bytes"] == 40 * TINY_BYTES + 40 * TINY_BYTES // 2
+    assert record.summary["prediction"] == "exact"
+    assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
     again = execute(
         "num_clients=20", "fraction_fit=1.0", "clients.dropout=0.5", "local_steps=1", order=3
     )

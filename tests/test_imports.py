@@ -20,12 +20,17 @@ ORDER = [
     "compression.entropy",
     "compression",
     "config",
+    "cells",
+    "console",
+    "network",
     "theory",
     "metering",
     "data",
     "modeling",
     "federated.downlink",
+    "prediction",
     "trainable",
+    "layouts",
     "federated.wire",
     "federated.client",
     "federated.diloco",
@@ -42,6 +47,7 @@ ORDER = [
     "report",
     "status",
     "verify",
+    "plan",
     "sweep",
     "peers",
     "codecs",
@@ -110,7 +116,8 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
 
 
 @pytest.mark.parametrize(
-    "packages", ["compression", "report", "results config data", "status verify"]
+    "packages",
+    ["compression", "report", "results config data", "status verify", "cells network plan"],
 )
 def test_light_packages_import_neither_torch_nor_ray_nor_flower(packages: str) -> None:
     modules = [

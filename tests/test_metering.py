@@ -15,7 +15,6 @@ from fedbw_sweep.metering import (
     Size,
     size_of,
 )
-from fedbw_sweep.theory import seed_formula
 
 
 def instruction(payload: bytes) -> RecordDict:
@@ -69,9 +68,3 @@ def test_flower_counts_what_we_pack() -> None:
     dense = ArrayRecord({"w": Array(np.zeros(1000, np.float32))})
     assert dense.count_bytes() == 4000 + 128 + 1  # npy's header; ours has none
     assert pack(b"\x00" * 4000).count_bytes() == 4000 + len("payload")
-
-
-def test_the_seed_formula_by_hand() -> None:
-    # 2 clients, 1 round, no compression: 4 messages of pythia-14m
-    assert seed_formula(56_270_848, 56_270_848, 2, 1) == 225_083_392
-    assert seed_formula(10, 3, 4, 5) == 260

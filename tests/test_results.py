@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fedbw_sweep import results
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import RunConfig, config_columns
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
@@ -18,7 +18,6 @@ from fedbw_sweep.results import (
     TIMING_COLUMNS,
     RunRecord,
     collect,
-    config_columns,
     is_done,
 )
 

@@ -42,26 +42,26 @@ def downlink(config: RunConfig, layout: Layout) -> Downlink:
     return (Weights if config.downlink.codes_weights else Differences)(config, layout)
 
 
-def expected_bytes(config: RunConfig, layout: Layout) -> list[int] | None:
-    """Predict the payload of one downlink message of each round.
+def expected_update_bytes(config: RunConfig, layout: Layout, update_bytes: int) -> list[int]:
+    """Estimate the payload of one message of updates in each round, the mean over clients.
 
-    Exact where the model itself is sent by a method of fixed size. Of updates it is the mean over
-    clients, were each sampled independently in each round.
+    As if each client were sampled independently in each round.
+
+    Parameters
+    ----------
+    config : RunConfig
+    layout : Layout
+        The arrays that travel.
+    update_bytes : int
+        Of one encoded update.
 
     Returns
     -------
-    list of int, or None
-        A number for each round; None where the method's size depends on what it encodes.
+    list of int, one for each round
     """
-    compressor = config.downlink.build("downlink")
-    size = compressor.expected_bytes(layout)
-    if size is None:
-        return None
-    if config.downlink.codes_weights:
-        return [size + layout.exact_bytes] * config.rounds
     whole = 4 * layout.size
     missed = np.arange(config.rounds)  # before each round
-    cost = np.minimum(missed * (LENGTH.size + float(size)), whole)
+    cost = np.minimum(missed * (LENGTH.size + float(update_bytes)), whole)
     replies = config.clients_per_round / config.num_clients * (1 - config.clients.dropout)
     never = (1 - replies) ** missed
     last_replied = replies * never[:-1] * cost[1:]  # so many rounds ago, from 1 on

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -26,11 +27,10 @@ from numpy.typing import NDArray
 from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, ConfigError, DivergenceError
-from fedbw_sweep.federated.downlink import downlink, expected_bytes
+from fedbw_sweep.federated.downlink import downlink
 from fedbw_sweep.federated.wire import ARRAYS, CLIENT, CONFIG, FROZEN, ROUND, pack, parts, unpack
 from fedbw_sweep.metering import METRICS, Ledger
 from fedbw_sweep.seeding import sample_clients
-from fedbw_sweep.theory import first_messages
 
 CHUNK = 2**16
 MODEL = "model"
@@ -93,6 +93,8 @@ class Metered(FedAvg):
         Where the bytes of the last round's updates are; see `Compressor.parts`.
     exact : bytes
         The global model's arrays that are not floating point.
+    decode_seconds : dict of int to float
+        Seconds of decoding each round's updates, one after the other.
     """
 
     def __init__(self, config: RunConfig, layout: Layout, frozen: bytes = b"") -> None:
@@ -104,6 +106,7 @@ class Metered(FedAvg):
         self.ledger = Ledger(layout.dense_bytes)
         self.reports: dict[int, list[ClientReport]] = {}
         self.parts: Counter[tuple[str, str]] = Counter()
+        self.decode_seconds: defaultdict[int, float] = defaultdict(float)
         self.nodes: list[int] = []  # node ids by client
         self.client_of: dict[int, int] = {}  # clients that will reply by node id, in their order
         self.global_vector = np.empty(0, np.float32)
@@ -176,7 +179,9 @@ class Metered(FedAvg):
             report = ClientReport.of(client, content.metric_records[METRICS])
             self.reports.setdefault(server_round, []).append(report)
             arrays = content.array_records[ARRAYS]
+            started = time.perf_counter()
             update, exact = unpack(arrays, self.compressor, self.layout)
+            self.decode_seconds[server_round] += time.perf_counter() - started
             if server_round == self.config.rounds:
                 self.parts += parts(arrays, self.compressor, self.layout)
             _add(total, update, report.examples)
@@ -207,25 +212,6 @@ class Metered(FedAvg):
                 "server's learning rate"
             )
         return arrays_of(vector), None
-
-    @property
-    def expected_bytes(self) -> tuple[list[int], int] | None:
-        """Payload bytes of a downlink message of each round, and of an uplink one, if known."""
-        down = expected_bytes(self.config, self.layout)
-        up = self.compressor.expected_bytes(self.layout)
-        return None if down is None or up is None else (down, up + self.layout.exact_bytes)
-
-    @cached_property
-    def expected_frozen_bytes(self) -> NDArray[np.int64]:
-        """Payload bytes of frozen arrays in each round, exact; shape (rounds,)."""
-        config = self.config
-        return len(self.frozen) * first_messages(
-            config.seed,
-            config.num_clients,
-            config.clients_per_round,
-            config.rounds,
-            config.clients.dropout,
-        )
 
     def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[int, Message | None]]:
         """Yield the round's clients in order with their replies, holding back only early ones."""

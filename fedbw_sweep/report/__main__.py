@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from fedbw_sweep.config import NetworkConfig
+from fedbw_sweep.console import MB
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
-from fedbw_sweep.report.measure import Options, measure
+from fedbw_sweep.report.measure import TIME_MEASURES, Options, measure, measure_time
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
-from fedbw_sweep.report.table import MB, varying_settings
+from fedbw_sweep.report.table import varying_settings
 from fedbw_sweep.results import Records, load_records
 
 FORMATS = "png", "svg", "pdf"
@@ -66,13 +68,17 @@ def write_report(
     records = replace(records, rounds=by_run)
     runs = measure(records, options)
     builder, notes, tables = TableBuilder(runs, options), [], []
+    timed = builder
+    if options.networks:
+        timed = TableBuilder(measure_time(runs, records, options), options)
     for path in [*sorted(SHIPPED.glob("*.yaml")), *specs]:
         spec = load_spec(path)
         step(path.stem)
         if why := builder.why_not(spec):
             notes.append(f"table {path.stem} is left out: it {why}")
         else:
-            tables.append(builder.build(path.stem, spec))
+            needs_time = {value.value for value in spec.measures} & set(TIME_MEASURES)
+            tables.append((timed if needs_time else builder).build(path.stem, spec))
     if not builder.has_baseline:
         baseline = ", ".join(f"{key}={value}" for key, value in options.baseline.items())
         notes.append(
@@ -155,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("--baseline", "compare with this compression choice, or with key=value,key=value "
          "(default: none)", {"default": "none"}),
         ("--budget-mb", "payload that may be sent, MB = 10^6 bytes", {"type": float}),
+        ("--network", "estimate communication time for this choice of conf/network, or for all",
+         {}),
         ("--spec", "a further table, described in YAML like those in fedbw_sweep/report/tables; "
          "may be given again", {"type": Path, "action": "append", "default": []}),
     ):  # fmt: skip
@@ -176,11 +184,12 @@ def _report(given: argparse.Namespace) -> None:
         Options.parse_baseline(given.baseline),
         given.target_loss,
         None if given.budget_mb is None else given.budget_mb * MB,
+        tuple(NetworkConfig.choices(given.network)) if given.network else (),
     )
     with Progress(console=_console, transient=True, disable=not _console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None)
         _vega()
-        records = load_records(given.paths, messages=False)
+        records = load_records(given.paths, messages=bool(options.networks))
         progress.update(bar, total=18)
 
         def step(what: str) -> None:

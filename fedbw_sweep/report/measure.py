@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
+from fedbw_sweep.config import NetworkConfig
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.network import break_even_mbit_s, codec_seconds, link_bytes, run_seconds
 from fedbw_sweep.report.table import varying_settings
 from fedbw_sweep.results import Column, Records
 
@@ -36,6 +39,19 @@ BASELINE_MEASURES: Mapping[str, Column] = {
 }
 """Need a baseline among the runs."""
 
+TIME_MEASURES: Mapping[str, Column] = {
+    "round_seconds": Column("Float64", "seconds of a round's communication, in the mean"),
+    "communication_seconds": Column("Float64", "seconds of all rounds' communication"),
+    "seconds_to_target": Column("Float64", "seconds of communication up to rounds_to_target"),
+    "codec_seconds": Column(
+        "Float64", "measured seconds of a client's encoding and the server's decoding, each round"
+    ),
+    "break_even_mbit_s": Column(
+        "Float64", "link speed, as fast up as down, below which it beats the baseline; inf: always"
+    ),
+}
+"""Need a network; see `measure_time`. Only runs with a folder have them."""
+
 MEASURES: Mapping[str, Column] = {**TARGET_MEASURES, **BUDGET_MEASURES, **BASELINE_MEASURES}
 """Columns that `measure` adds to ``results.csv``; only finished runs have them."""
 
@@ -52,11 +68,14 @@ class Options:
         Held-out loss to reach, nats per token.
     budget_bytes : float or None
         Payload bytes that may be sent.
+    networks : tuple of NetworkConfig
+        Those that communication time is estimated for.
     """
 
     baseline: Mapping[str, Any] = field(default_factory=lambda: {"compression": "none"})
     target_loss: float | None = None
     budget_bytes: float | None = None
+    networks: tuple[NetworkConfig, ...] = ()
 
     @staticmethod
     def parse_baseline(text: str) -> dict[str, Any]:
@@ -102,7 +121,8 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
         for name, spent in (("loss_at_budget", both), ("loss_at_uplink_budget", up)):
             within = rounds[spent <= options.budget_bytes]
             found[name] = within.drop_duplicates("run_id", keep="last").set_index("run_id")["loss"]
-    found["loss_difference"] = _differences(done, options.baseline)
+    loss, reference = done.set_index("run_id")["loss"], _baseline_of(done, options.baseline)
+    found["loss_difference"] = loss - loss.reindex(reference).set_axis(loss.index)
     columns = {
         name: runs["run_id"].map(found.get(name, pd.Series(dtype=object))) for name in MEASURES
     }
@@ -110,9 +130,37 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
     return runs.assign(**columns).astype(dtypes)
 
 
+def measure_time(runs: pd.DataFrame, records: Records, options: Options) -> pd.DataFrame:
+    """Add `TIME_MEASURES` to what `measure` returns, once for each network.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per run and network: `runs`, ``network``, then a column per measure.
+    """
+    done = runs[runs["status"] == "done"]
+    reference = _baseline_of(done, options.baseline)
+    own = pd.DataFrame(
+        {
+            "link_bytes": link_bytes(records.messages),
+            "codec_seconds": codec_seconds(records.timing, records.rounds),
+        }
+    ).reindex(reference.index)
+    saved = own.reindex(reference).set_axis(own.index) - own
+    speed = break_even_mbit_s(saved["link_bytes"], -saved["codec_seconds"])
+    own["break_even_mbit_s"] = np.where(reference == reference.index, np.nan, speed)
+    tables = []
+    for network in options.networks:
+        found = own.join(run_seconds(network, done, records.messages))
+        columns = {name: runs["run_id"].map(found[name]) for name in TIME_MEASURES}
+        tables.append(runs.assign(network=network.name, **columns))
+    dtypes = {name: column.dtype for name, column in TIME_MEASURES.items()}
+    return pd.concat(tables, ignore_index=True).astype(dtypes)
+
+
 def settings_of(runs: pd.DataFrame) -> list[str]:
     """Name the settings that tell the runs' cells apart: all that varies but the seed."""
-    plain = runs.drop(columns=list(MEASURES), errors="ignore")
+    plain = runs.drop(columns=[*MEASURES, *TIME_MEASURES], errors="ignore")
     return [name for name in varying_settings(plain) if name != "seed"]
 
 
@@ -132,7 +180,8 @@ def shared_settings(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> list[str
     return [name for name in settings_of(runs) if name.partition(".")[0] not in groups]
 
 
-def _differences(done: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
+def _baseline_of(done: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
+    """Return each run's baseline, both by ``run_id``: of the same seed and other settings."""
     keys = [*shared_settings(done, baseline), "seed"]
     own = done[is_baseline(done, baseline)]
     if (twice := own.duplicated(keys)).any():
@@ -143,8 +192,10 @@ def _differences(done: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
             ",".join(f"{key}={value}" for key, value in baseline.items()),
             f"names {int(twice.sum()) + 1} runs of one seed; add {' or '.join(names)}",
         )
-    paired = done.merge(own[[*keys, "loss"]], "left", keys, suffixes=("", "_of_baseline"))
-    return (paired["loss"] - paired["loss_of_baseline"]).set_axis(paired["run_id"])
+    paired = done[["run_id", *keys]].merge(
+        own[[*keys, "run_id"]], "left", keys, suffixes=("", "_of_baseline")
+    )
+    return paired.set_index("run_id")["run_id_of_baseline"]
 
 
 def _listed(runs: pd.DataFrame) -> str:

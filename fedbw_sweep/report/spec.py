@@ -13,11 +13,13 @@ from pydantic import Field, ValidationError, field_validator
 
 from fedbw_sweep.config import Section
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.network import describe
 from fedbw_sweep.report.measure import (
     BASELINE_MEASURES,
     BUDGET_MEASURES,
     MEASURES,
     TARGET_MEASURES,
+    TIME_MEASURES,
     Options,
     is_baseline,
     settings_of,
@@ -34,7 +36,7 @@ UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**
 
 NUMBERS = {
     name: column
-    for name, column in {**RESULTS_COLUMNS, **MEASURES}.items()
+    for name, column in {**RESULTS_COLUMNS, **MEASURES, **TIME_MEASURES}.items()
     if column.dtype in {"Int64", "Float64"} and name != "schema_version"
 }
 """What a table can show."""
@@ -151,6 +153,8 @@ class TableBuilder:
             vary = ", ".join(self.settings)
             raise ConfigError("--spec: rows", unknown[0], f"no such setting; these vary: {vary}")
         measures = {value.value for value in spec.measures}
+        if measures & set(TIME_MEASURES) and not self.options.networks:
+            return "needs --network"
         if measures & set(TARGET_MEASURES) and self.options.target_loss is None:
             return "needs --target-loss"
         if measures & set(BUDGET_MEASURES) and self.options.budget_bytes is None:
@@ -253,6 +257,13 @@ class TableBuilder:
         if named & set(TARGET_MEASURES):
             target = f"Target: a held-out loss of {self.options.target_loss:g} nats per token"
             notes.append(f"{target}, first crossing on the evaluated rounds.")
+        if named & set(TIME_MEASURES):
+            notes += map(describe, self.options.networks)
+        if "break_even_mbit_s" in named:
+            notes.append(
+                f"On links slower than break-even a method's rounds are faster than those of "
+                f"{baseline}: what it saves in bytes outweighs its measured encoding and decoding."
+            )
         if named & set(BUDGET_MEASURES) and self.options.budget_bytes is not None:
             notes.append(
                 f"Budget: {self.options.budget_bytes / 10**6:g} MB of payload; a run that ends "

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from fedbw_sweep.console import MB, in_all_units
 from fedbw_sweep.results import AXES, RESULTS_COLUMNS
-
-MB, MIB = 10**6, 2**20
-FILE_WIDTH = 180
-
-
-def output_console() -> Console:
-    """Return a console for tables: as wide as the terminal, or wide enough for a file or pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)
 
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
@@ -146,11 +137,6 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
             + (f"; the formula gives {formula} ({run['prediction']})" if formula else "")
         )
     return lines
-
-
-def in_all_units(count: int) -> str:
-    """Write a byte count exactly, in MiB and in MB: 56,270,848 B = 53.66 MiB = 56.27 MB."""
-    return f"{count:,} B = {count / MIB:,.2f} MiB = {count / MB:,.2f} MB"
 
 
 def _number(value: float, digits: int, unit: float = 1) -> str:

@@ -12,8 +12,7 @@ import time
 import numpy as np
 import yaml
 
-from fedbw_sweep.codecs import expand
-from fedbw_sweep.config import CONF
+from fedbw_sweep.config import CONF, CompressionConfig
 from fedbw_sweep.errors import PayloadError
 
 from .test_contract import NAMES, check_decoded, damaged, layout_of
@@ -29,7 +28,11 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     methods = yaml.safe_load((CONF / "codecs.yaml").read_text(encoding="utf-8"))["methods"]
-    codecs = dict(pair for method in [*methods, *NAMES] for pair in expand(method))
+    codecs = {
+        label: choice.build()
+        for method in [*methods, *NAMES]
+        for label, choice in CompressionConfig.expand(method)
+    }
     outcomes: collections.Counter[str] = collections.Counter()
     slowest, end = 0.0, time.monotonic() + options.seconds
     while time.monotonic() < end:

@@ -1,0 +1,41 @@
+"""How the commands print: tables, byte counts, and errors that a user can act on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+
+from fedbw_sweep.errors import FedbwError
+
+MB, MIB = 10**6, 2**20
+FILE_WIDTH = 180
+
+
+def output_console() -> Console:
+    """Return a console for tables: as wide as the terminal, or wide enough for a file or pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)
+
+
+def message_console() -> Console:
+    """Return a console for what is no result: on stderr."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def in_all_units(count: int) -> str:
+    """Write a byte count exactly, in MiB and in MB: 56,270,848 B = 53.66 MiB = 56.27 MB."""
+    return f"{count:,} B = {count / MIB:,.2f} MiB = {count / MB:,.2f} MB"
+
+
+@contextmanager
+def errors_end_the_command() -> Iterator[None]:
+    """Print an error a user can act on, without a traceback, and exit with 2."""
+    try:
+        yield
+    except FedbwError as error:
+        message_console().print(f"[red]error:[/red] {escape(str(error))}")
+        sys.exit(2)

@@ -1,0 +1,223 @@
+"""``python -m fedbw_sweep.plan OVERRIDES``: what a sweep will send, without training."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.markup import escape
+from rich.table import Table
+
+from fedbw_sweep.cells import Composer
+from fedbw_sweep.config import CONF, RunConfig, config_columns
+from fedbw_sweep.console import (
+    MB,
+    errors_end_the_command,
+    in_all_units,
+    output_console,
+)
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.layouts import find_layout
+from fedbw_sweep.network import describe, expected_round_seconds
+from fedbw_sweep.prediction import EXACT, Prediction, predict
+
+FORMULAS_SHOWN = 12
+OUTPUTS = Path("outputs")
+UPDATE_DEPENDS_ON = ("compression", "model", "trainable", "optimizer")
+"""Keys of the runs whose recorded updates say how large an update will be."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One planned run.
+
+    Attributes
+    ----------
+    overrides : mapping of str to str
+        What the command line gives it.
+    config : RunConfig
+    prediction : Prediction or None
+        None where nothing is known of the method's size.
+    """
+
+    overrides: Mapping[str, str]
+    config: RunConfig
+    prediction: Prediction | None
+
+    @property
+    def round_seconds(self) -> float | None:
+        """Seconds of communication in a round with the configured network."""
+        if self.prediction is None:
+            return None
+        return expected_round_seconds(
+            self.config.network,
+            self.prediction.mean_model_bytes,
+            self.prediction.update_bytes,
+            self.config.clients_per_round,
+        )
+
+
+def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[Cell]:
+    """Predict every cell that the command line names.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        As of ``python -m fedbw_sweep -m``.
+    config_dir : pathlib.Path, optional
+        A folder with further choices.
+
+    Raises
+    ------
+    ConfigError
+        If an override is not allowed.
+    """
+    further = [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            for lines, composed in Composer("config").cells([*overrides, *further]):
+                config = RunConfig.from_hydra(composed)
+                given = dict(line.split("=", 1) for line in lines if "=" in line)
+                yield Cell(given, config, _predict(config, OUTPUTS / config.sweep))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("overrides", " ".join(overrides), str(error).splitlines()[0]) from None
+
+
+def formula(config: RunConfig, prediction: Prediction) -> str:
+    """Write the seed's formula with a cell's numbers filled in."""
+    sampled = config.fraction_fit * config.num_clients
+    clients = f"{config.num_clients:,} x {config.fraction_fit:g}"
+    if sampled != config.clients_per_round:
+        clients = f"{config.clients_per_round:,} of {config.num_clients:,}"
+    down, up = prediction.mean_model_bytes, prediction.update_bytes
+    about = "" if prediction.basis == EXACT else "about "
+    differ = "about " if about and not config.downlink.codes_weights else ""
+    text = f"({differ}{down:,} B + {about}{up:,} B) x {clients} x {config.rounds}"
+    if frozen := sum(prediction.frozen_bytes):
+        text += f" + {frozen:,} B that are frozen, once to each client"
+    if lost := prediction.models_sent - prediction.updates_received:
+        text += f" - {lost:,} x {about}{up:,} B that drop out"
+    return f"{text} = {about}{in_all_units(prediction.total_bytes)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    gc.disable()  # a short-lived process: collecting takes a tenth of its time
+    parser = argparse.ArgumentParser(
+        "python -m fedbw_sweep.plan",
+        description="Predict what a sweep will send and how long that takes, without training.",
+        epilog="Overrides are those of python -m fedbw_sweep; commas sweep, with or without -m.",
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="may be given, as there")
+    parser.add_argument("--config-dir", type=Path, help="a folder with further choices, as there")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args(arguments)
+    with errors_end_the_command():
+        _show(list(plan(given.overrides, given.config_dir)))
+    return 0
+
+
+def _predict(config: RunConfig, outputs: Path) -> Prediction | None:
+    """Predict from shapes alone; an estimate from recorded runs of the method where there are."""
+    fixed = config.compression.build().fixed_size
+    recorded = None if fixed else recorded_update(config, outputs)
+    return predict(config, *find_layout(config), recorded)
+
+
+def recorded_update(config: RunConfig, sweep_dir: Path) -> tuple[int, str] | None:
+    """Look for finished runs of the same method and model in a sweep's ``results.csv``.
+
+    Returns
+    -------
+    payload_bytes : int
+        Of one update, in the mean.
+    basis : str
+        Where that is from.
+    """
+    settings = config_columns(
+        {key: value for key, value in config.science.items() if key in UPDATE_DEPENDS_ON}
+    )
+    known = {key: "" if value is None else str(value) for key, value in settings.items()}
+    sizes = [
+        int(row["uplink_bytes"]) * int(row["dense_message_bytes"]) / int(row["dense_uplink_bytes"])
+        for row in _results(sweep_dir / "results.csv")
+        if row["status"] == "done"
+        and int(row["dense_uplink_bytes"] or 0)
+        and all(row.get(key) == value for key, value in known.items())
+    ]
+    if not sizes:
+        return None
+    runs = "1 run" if len(sizes) == 1 else f"{len(sizes)} runs"
+    return round(fmean(sizes)), f"{runs} of this method recorded in {sweep_dir}"
+
+
+@cache
+def _results(path: Path) -> list[dict[str, str]]:
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+    return []
+
+
+def _show(cells: list[Cell]) -> None:
+    output = output_console()
+    table = Table(title="Predicted payload (MB = 10^6 bytes)", title_justify="left")
+    swept = [
+        key
+        for key in dict.fromkeys(key for cell in cells for key in cell.overrides)
+        if len({cell.overrides.get(key) for cell in cells}) > 1
+    ]
+    for name in swept:
+        table.add_column(name)
+    for name in ("uplink MB", "downlink MB", "total MB", "s/round", "in all", "basis"):
+        table.add_column(name, justify="left" if name == "basis" else "right")
+    for cell in cells:
+        table.add_row(*(escape(cell.overrides.get(name, "")) for name in swept), *_numbers(cell))
+    output.print(table)
+    output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
+    for cell in cells[:FORMULAS_SHOWN]:
+        label = ", ".join(
+            f"{name}={cell.overrides[name]}" for name in swept if name in cell.overrides
+        )
+        if cell.prediction is not None:
+            text = f"{label}: " if label else "= "
+            output.print(escape(text + formula(cell.config, cell.prediction)), soft_wrap=True)
+    if len(cells) > FORMULAS_SHOWN:
+        output.print(f"and {len(cells) - FORMULAS_SHOWN} more")
+    for network in dict.fromkeys(cell.config.network for cell in cells):
+        output.print(escape(describe(network)), soft_wrap=True)
+
+
+def _numbers(cell: Cell) -> tuple[str, ...]:
+    predicted, seconds = cell.prediction, cell.round_seconds
+    if predicted is None or seconds is None:
+        return *["-"] * 5, "unknown: run it once, or give the method expected_bytes"
+    sizes = predicted.uplink_bytes, predicted.downlink_bytes, predicted.total_bytes
+    return (
+        *(f"{size / MB:,.2f}" for size in sizes),
+        f"{seconds:,.2f}",
+        duration(seconds * cell.config.rounds),
+        escape(predicted.basis),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it: 12.3 s, 4.2 min, 3.1 h or 2.5 d."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86400:,.1f} d"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

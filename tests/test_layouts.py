@@ -1,0 +1,105 @@
+"""Layouts without weights against the real models; ``python -m tests.test_layouts`` ships them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fedbw_sweep.config import CONF, ModelConfig, RunConfig
+from fedbw_sweep.layouts import SHIPPED, find_layout, write_layout
+from fedbw_sweep.modeling import build_model, layout_of
+from fedbw_sweep.trainable import freeze, shapes
+
+
+def shipped_choices() -> list[str]:
+    """The choices of conf/model that list their architecture."""
+    texts = {path.stem: path.read_text() for path in (CONF / "model").glob("*.yaml")}
+    return [choice for choice, text in texts.items() if "architecture: null" not in text]
+
+
+def config_of(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return RunConfig.from_hydra(compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize("choice", shipped_choices())
+def test_shipped_layouts_are_the_models(choice: str) -> None:
+    config = config_of(f"model={choice}")
+    shipped = find_layout(config)
+    assert shipped == shapes(config)
+    if choice != "pythia-12b":  # 47 GB
+        assert shipped == (layout_of(build_model(config.model, 1)), 0)
+
+
+def test_nothing_else_is_shipped() -> None:
+    assert len(list(SHIPPED.glob("*.json"))) == len(shipped_choices())
+
+
+SMALL = {
+    "gpt_neox": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 8, "n_layer": 1, "n_head": 2},  # its embeddings are tied
+    "bloom": {"hidden_size": 8, "n_layer": 1, "n_head": 2},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_derived_layout_is_the_models_and_is_kept(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    architecture = {"model_type": kind, "vocab_size": 300, **SMALL[kind]}
+    model = ModelConfig(name=kind, weights="random", name_or_path=None, architecture=architecture)
+    config = config_of().model_copy(update={"model": model})
+    layout = find_layout(config)
+    built = build_model(model, 1)
+    assert layout == (layout_of(built), 0)
+    [kept] = tmp_path.rglob("*.json")
+    monkeypatch.setattr("fedbw_sweep.trainable.shapes", None)
+    assert find_layout(config) == layout  # from the cache
+    saved = tmp_path / "saved"
+    built.save_pretrained(saved)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    from_folder = ModelConfig(
+        name="hub", weights="pretrained", name_or_path=str(saved), architecture=None
+    )
+    assert find_layout(config.model_copy(update={"model": from_folder})) == layout
+    kept.write_text("{")
+    assert find_layout(config) == layout  # a damaged one is derived again
+
+
+@pytest.mark.parametrize("trainable", ["head", "body", "lora"])
+def test_what_is_frozen_counts_as_well(
+    trainable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = config_of("model=tiny", f"trainable={trainable}")
+    model = build_model(config.model, 1)
+    whole = layout_of(model).dense_bytes
+    freeze(model, config.trainable, 1)
+    layout, frozen = find_layout(config)
+    assert layout == layout_of(model)
+    added = layout.dense_bytes if trainable == "lora" else 0
+    assert layout.dense_bytes + frozen == whole + added
+    assert find_layout(config) == (layout, frozen)  # from the cache
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    architecture = {"model_type": "gpt_neox", "vocab_size": 256, **SMALL["gpt_neox"]}
+    model = ModelConfig(name="x", weights="random", name_or_path=None, architecture=architecture)
+    layout, _ = find_layout(config_of().model_copy(update={"model": model}))
+    assert layout.tensors
+
+
+if __name__ == "__main__":
+    for old in SHIPPED.glob("*.json"):
+        old.unlink()
+    for choice in shipped_choices():
+        config = config_of(f"model={choice}")
+        write_layout(*shapes(config), config, SHIPPED)
