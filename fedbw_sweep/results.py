@@ -190,7 +190,7 @@ def frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> p
     """Build a table with exactly these columns in their own dtypes."""
     return pd.DataFrame(
         {
-            name: pd.array([row.get(name) for row in rows], dtype=column.dtype)
+            name: pd.array([row.get(name) for row in rows], column.dtype)  # type: ignore[call-overload]
             for name, column in columns.items()
         }
     )

@@ -184,7 +184,7 @@ def _workplace(needed: str) -> tuple[nn.Module, Layout]:
     prepare_process()
     config = Needed.model_validate_json(needed)
     model = _built(config)
-    return model.to(pick_device(config.device)), layout_of(model)  # type: ignore[arg-type]
+    return model.to(pick_device(config.device)), layout_of(model)
 
 
 def _built(config: Needed) -> nn.Module:
