@@ -6,7 +6,6 @@ python benchmarks/report.py [RUNS]
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import subprocess
 import sys
@@ -113,11 +112,9 @@ def seconds(*arguments: str) -> float:
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with TemporaryDirectory() as temporary:
-        folder = Path(os.environ.get("RUNS", temporary), "main")
-        out = Path(temporary, "report")
-        if not folder.exists():
-            folder.mkdir()
-            write_runs(folder, runs)
+        folder, out = Path(temporary, "main"), Path(temporary, "report")
+        folder.mkdir()
+        write_runs(folder, runs)
         asked = [str(folder), "--out", str(out), "--target-loss", "3", "--budget-mb", "500"]
         starts = [seconds("--help") for _ in range(REPEATS)]
         times = [seconds(*asked) for _ in range(REPEATS)]

@@ -242,16 +242,14 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     rounds : pandas.DataFrame
         A row per run and round, `ROUNDS_COLUMNS`, the runs in the same order.
     """
-    rows, rounds = [], {}
+    rows, folders = [], {}
     for folder in sorted(sweep_dir.iterdir()):
         if folder.name.startswith(".") or (status := read_status(folder)) is None:
             continue
         science = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
         own = {key: status[key] for key in ("run_id", "status", "error", "schema_version")}
         rows.append({**config_columns(science), **own, **status["summary"]})
-        dtypes = {name: column.dtype for name, column in ROUNDS_COLUMNS.items()}
-        own_rounds = pd.read_csv(folder / ROUNDS, dtype=dtypes)
-        rounds[folder.name] = own_rounds.assign(run_id=folder.name)[list(dtypes)]
+        folders[folder.name] = folder
 
     names = dict.fromkeys(name for row in rows for name in row if name not in RESULTS_COLUMNS)
     settings = [*AXES, "seed", *sorted(set(names) - {*AXES, "seed"})]
@@ -260,11 +258,13 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
     results = results.astype({**dtypes, **dict.fromkeys(whole, "Int64")})
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
-    in_order = [rounds[run] for run in results["run_id"]]
-    all_rounds = pd.concat(in_order, ignore_index=True) if in_order else frame([], ROUNDS_COLUMNS)
+    own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
+    rounds = _load_alike(folders, ROUNDS, own, [])
+    place = rounds["run_id"].map({run: place for place, run in enumerate(results["run_id"])})
+    rounds = rounds.loc[place.sort_values(kind="stable").index].reset_index(drop=True)
     _write_atomically(results, sweep_dir / RESULTS)
-    _write_atomically(all_rounds, sweep_dir / ROUNDS)
-    return results, all_rounds
+    _write_atomically(rounds, sweep_dir / ROUNDS)
+    return results, rounds
 
 
 def _is_whole(values: Iterable[Any]) -> bool:
