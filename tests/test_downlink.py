@@ -26,10 +26,10 @@ from fedbw_sweep.federated.downlink import (
     Differences,
     Weights,
     downlink,
-    expected_bytes,
     rebuild,
 )
 from fedbw_sweep.federated.strategy import Metered
+from fedbw_sweep.prediction import predict
 
 from .compression.test_contract import NAMES, read_choice
 from .conftest import SMALL
@@ -273,7 +273,7 @@ FIXED = sorted(
 def test_weights_of_fixed_size_are_predicted_to_the_byte(
     name: str, shapes: list[tuple[int, int]], buffers: int, rounds: int
 ) -> None:
-    config = configure(name, rounds=rounds)
+    config = configure(name, error_feedback=False, rounds=rounds)
     layout = Layout(
         (
             *(TensorSpec(f"t{i}", shape) for i, shape in enumerate(shapes)),
@@ -288,7 +288,9 @@ def test_weights_of_fixed_size_are_predicted_to_the_byte(
             server_round, rng.standard_normal(layout.size, np.float32), bytes(layout.exact_bytes)
         )
         sent.append(len(end.payload_for(0)))
-    assert expected_bytes(config, layout) == sent
+    prediction = predict(config, layout)
+    assert prediction is not None
+    assert (list(prediction.model_bytes), prediction.basis) == (sent, "exact")
 
 
 @pytest.mark.parametrize("name", ["none", "int8"])
@@ -331,10 +333,14 @@ def test_updates_are_estimated(initial_model: str) -> None:
         return np.array(mean)
 
     config = of(num_clients=4, fraction_fit=1.0)
-    assert expected_bytes(config, layout) == measured(config).tolist()
+    prediction = predict(config, layout)
+    assert prediction is not None
+    assert list(prediction.model_bytes) == measured(config).tolist()
+    assert prediction.basis.startswith("estimate: the way down of clients that have missed rounds")
     config = of(num_clients=10_000, fraction_fit=0.25)
-    np.testing.assert_allclose(expected_bytes(config, layout), measured(config), rtol=0.1)
-    assert expected_bytes(configure("lossless"), layout) is None
+    prediction = predict(config, layout)
+    assert prediction is not None
+    np.testing.assert_allclose(prediction.model_bytes, measured(config), rtol=0.1)
 
 
 def test_the_way_down_is_checked_before_training(run_config: Build) -> None:
