@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import statistics
 import subprocess
 import sys
@@ -475,11 +476,12 @@ def start(repeats: int) -> None:
         printed = subprocess.run(
             [sys.executable, __file__, "--stages", *one_step], capture_output=True, text=True
         ).stdout
-        stamps = [line.split(" ", 1) for line in printed.splitlines() if line[:1].isdigit()]
-        runs.append({stage: float(at) for at, stage in reversed(stamps)})
+        stamps = re.findall(r"^(\d+\.\d\d) (.*)$", printed, re.MULTILINE)
+        runs.append({stage: float(at) for at, stage in reversed(stamps)})  # each's first time
     print("\n| start of the command, until | at second, median |\n|---|---:|")
-    for stage in reversed(runs[0]):
-        print(f"| {stage} | {statistics.median(run[stage] for run in runs):.1f} |", flush=True)
+    ends = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    for stage, end in sorted(ends.items(), key=lambda item: item[1]):
+        print(f"| {stage} | {end:.1f} |", flush=True)
     print()
 
 

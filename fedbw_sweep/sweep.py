@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -296,8 +295,7 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
 
 
 def _start(config: RunConfig) -> None:
-    """Start the workers while this process imports what a run needs: both take seconds."""
-    Thread(target=import_module, args=("fedbw_sweep.run",), daemon=True).start()
+    """Start the workers first: they import what a run needs while this process does too."""
     from fedbw_sweep.federated.simulation import start
 
     start(config)
