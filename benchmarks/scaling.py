@@ -16,7 +16,7 @@ from pathlib import Path
 
 from simulation import WORKERS, Engine
 
-RECORDS = 110_000
+RECORDS = 120_000
 NO_TRAINING = ("local_epochs=0", "data.heldout_tokens=64", f"backend.workers={WORKERS}")
 RESIDUAL_CLIENTS = 100
 MEMORY_CAP = 3 * 10**9
