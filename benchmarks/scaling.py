@@ -122,7 +122,8 @@ print(engine.run())
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     peak = int((CGROUP / PEAK).read_text()) / 1e6
-    outcome = "runs" if done.returncode == 0 else f"fails: {done.stderr.strip().splitlines()[-1]}"
+    words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    outcome = "runs" if done.returncode == 0 else f"fails: {words[-1]}"
     print(
         f"{RESIDUAL_CLIENTS} clients with residuals of 56 MB under {MEMORY_CAP / 1e9:g} GB: "
         f"{outcome}, 2 rounds in {time.perf_counter() - started:.0f} s, at most {peak:,.0f} MB"
