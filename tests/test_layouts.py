@@ -5,23 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from fedbw_sweep.config import CONF, ModelConfig, RunConfig
+from fedbw_sweep.config import CONF, ModelConfig
 from fedbw_sweep.layouts import SHIPPED, find_layout, write_layout
 from fedbw_sweep.modeling import build_model, layout_of
 from fedbw_sweep.trainable import freeze, shapes
+
+from .conftest import config_of
 
 
 def shipped_choices() -> list[str]:
     """The choices of conf/model that list their architecture."""
     texts = {path.stem: path.read_text() for path in (CONF / "model").glob("*.yaml")}
     return [choice for choice, text in texts.items() if "architecture: null" not in text]
-
-
-def config_of(*overrides: str) -> RunConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return RunConfig.from_hydra(compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize("choice", shipped_choices())

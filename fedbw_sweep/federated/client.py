@@ -24,7 +24,6 @@ from fedbw_sweep.federated.wire import (
     CONFIG,
     FROZEN,
     ROUND,
-    detach,
     pack,
     pack_state,
     split,
@@ -113,7 +112,7 @@ def _receive(
     compressor = config.downlink.build("downlink")
     if config.downlink.codes_weights:
         return unpack(arrays, compressor, layout)
-    payload, exact = split(arrays, layout)
+    payload, exact = split(arrays, layout.exact_bytes)
     model = None
     if (held := context.state.array_records.get("model")) is not None:
         model = np.asarray(unpack_state(held)["model"], np.float32)
@@ -159,10 +158,10 @@ class Needed(Section):
 def _without_frozen(arrays: ArrayRecord, model: nn.Module) -> ArrayRecord:
     """Take off the frozen arrays; they must be the ones in the workplace, bit by bit."""
     own = read_frozen(model)
-    arrays, received = detach(arrays, len(own))
+    rest, received = split(arrays, len(own))
     if received != own:
         raise PayloadError("the frozen arrays received are not those that this client trains with")
-    return arrays
+    return pack(bytes(rest))
 
 
 def workplace(config: RunConfig) -> tuple[nn.Module, Layout]:

@@ -37,7 +37,7 @@ def unpack(
     PayloadError
         If the payload is not one made for this layout and compressor.
     """
-    payload, exact = split(arrays, layout)
+    payload, exact = split(arrays, layout.exact_bytes)
     return compressor.decode(payload, layout), bytes(exact)
 
 
@@ -50,31 +50,22 @@ def parts(arrays: ArrayRecord, compressor: Compressor, layout: Layout) -> Counte
         As `unpack`.
     """
     exact = {(tensor.name, "exact"): tensor.nbytes for tensor in layout.exact}
-    return compressor.parts(split(arrays, layout)[0], layout) + Counter(exact)
+    return compressor.parts(split(arrays, layout.exact_bytes)[0], layout) + Counter(exact)
 
 
-def split(arrays: ArrayRecord, layout: Layout) -> tuple[memoryview, memoryview]:
-    """Return the compressed vector and the arrays that are sent as they are."""
-    payload = memoryview(arrays["payload"].data)
-    split = len(payload) - layout.exact_bytes
-    if split < 0:
-        raise PayloadError(f"payload of {len(payload)} bytes lacks the exact arrays")
-    return payload[:split], payload[split:]
-
-
-def detach(arrays: ArrayRecord, count: int) -> tuple[ArrayRecord, bytes]:
-    """Take apart what was joined: the payload without its last `count` bytes, and these.
+def split(arrays: ArrayRecord, count: int) -> tuple[memoryview, memoryview]:
+    """Return a payload without its last `count` bytes, which are sent as they are, and these.
 
     Raises
     ------
     PayloadError
         If the payload is shorter.
     """
-    payload = bytes(arrays["payload"].data)
+    payload = memoryview(arrays["payload"].data)
     split = len(payload) - count
     if split < 0:
-        raise PayloadError(f"payload of {len(payload)} bytes lacks the frozen arrays")
-    return pack(payload[:split]), payload[split:]
+        raise PayloadError(f"payload of {len(payload)} bytes lacks {count} bytes of arrays")
+    return payload[:split], payload[split:]
 
 
 def pack_state(state: State) -> ArrayRecord:
