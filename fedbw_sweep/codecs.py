@@ -32,7 +32,6 @@ from fedbw_sweep.console import errors_end_the_command, output_console
 from fedbw_sweep.data import federate, windows
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.modeling import (
-    build_model,
     layout_of,
     load_tokenizer,
     prepare_process,
@@ -50,7 +49,7 @@ from fedbw_sweep.theory import (
     reverse_water_filling,
     unbiased_gaussian_rate,
 )
-from fedbw_sweep.trainable import freeze
+from fedbw_sweep.trainable import build_trainable
 
 COLUMNS = {
     "method": "choice of conf/compression and its parameters, or the peer package's codec",
@@ -179,8 +178,7 @@ def train_updates(config: BenchConfig) -> tuple[Layout, list[FloatVector]]:
         config.seed,
         load_tokenizer(config.model),
     )
-    model = build_model(config.model, config.seed)
-    freeze(model, config.trainable, config.seed)
+    model = build_trainable(config.model, config.trainable, config.seed)
     before, exact = read_arrays(model)
     updates = []
     for client in track(range(config.clients), "training", transient=True):

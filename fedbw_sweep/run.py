@@ -41,7 +41,7 @@ from fedbw_sweep.modeling import (
 )
 from fedbw_sweep.prediction import Prediction, predict
 from fedbw_sweep.results import RunRecord
-from fedbw_sweep.trainable import freeze
+from fedbw_sweep.trainable import build_trainable, freeze
 
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
@@ -125,8 +125,7 @@ def _federated_text(needed: str) -> FederatedText:
 
 def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
     text = federated_text(config)
-    model = build_model(config.model, config.seed)
-    freeze(model, config.trainable, config.seed)
+    model = build_trainable(config.model, config.trainable, config.seed)
     model.to(pick_device(config.device))  # type: ignore[arg-type]
     frozen = read_frozen(model) if config.initial_model == "sent" else b""
     strategy = metered(config, layout_of(model), frozen)

@@ -9,9 +9,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fedbw_sweep.compression.base import Layout
-from fedbw_sweep.config import RunConfig, TrainableBlocks, TrainableConfig, TrainableLora
+from fedbw_sweep.config import (
+    ModelConfig,
+    RunConfig,
+    TrainableBlocks,
+    TrainableConfig,
+    TrainableLora,
+)
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.modeling import (
+    build_model,
     build_without_weights,
     drawn_from,
     frozen_parameters,
@@ -20,6 +27,13 @@ from fedbw_sweep.modeling import (
 
 ALL_LINEAR = "all-linear"
 """peft's name for every linear layer but the output embedding."""
+
+
+def build_trainable(model: ModelConfig, trainable: TrainableConfig, seed: int) -> PreTrainedModel:
+    """Build a run's model and freeze what does not train; see `build_model` and `freeze`."""
+    built = build_model(model, seed)
+    freeze(built, trainable, seed)
+    return built
 
 
 def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> None:

@@ -32,7 +32,6 @@ from fedbw_sweep.federated.wire import (
 )
 from fedbw_sweep.metering import METRICS, metering_mod
 from fedbw_sweep.modeling import (
-    build_model,
     layout_of,
     pick_device,
     prepare_process,
@@ -42,7 +41,7 @@ from fedbw_sweep.modeling import (
     write_arrays,
 )
 from fedbw_sweep.seeding import rng_for
-from fedbw_sweep.trainable import freeze
+from fedbw_sweep.trainable import build_trainable
 
 CLIENT_FAILED = 1
 """Error code of a reply that carries a client's own reason."""
@@ -126,7 +125,8 @@ def _receive(
 @lru_cache(maxsize=2)
 def _initial(needed: str) -> FloatVector:
     """Return what travels of the model that every client has before its first message."""
-    return read_arrays(_built(Needed.model_validate_json(needed)))[0]
+    config = Needed.model_validate_json(needed)
+    return read_arrays(build_trainable(config.model, config.trainable, config.seed))[0]
 
 
 def _encode(
@@ -182,14 +182,8 @@ def _needed(config: RunConfig) -> str:
 def _workplace(needed: str) -> tuple[nn.Module, Layout]:
     prepare_process()
     config = Needed.model_validate_json(needed)
-    model = _built(config)
-    return model.to(pick_device(config.device)), layout_of(model)
-
-
-def _built(config: Needed) -> nn.Module:
-    model = build_model(config.model, config.seed)
-    freeze(model, config.trainable, config.seed)
-    return model
+    model = build_trainable(config.model, config.trainable, config.seed)
+    return model.to(pick_device(config.device)), layout_of(model)  # type: ignore[arg-type]
 
 
 def reporting_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
