@@ -376,7 +376,7 @@ def test_integer_buffers_run_and_are_sent_exactly(
         return model
 
     monkeypatch.setattr(run, "build_model", with_buffers)
-    monkeypatch.setattr("fedbw_sweep.federated.client.build_model", with_buffers)
+    monkeypatch.setattr("fedbw_sweep.trainable.build_model", with_buffers)
     workplace.cache_clear()
     record = execute(f"compression={compression}")
     workplace.cache_clear()
