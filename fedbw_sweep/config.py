@@ -281,6 +281,7 @@ class RunConfig(Section):
     sequence_length: int = Field(ge=1, description="tokens per sequence, at least 1")
     lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate, above 0")
     proximal_mu: float = Field(ge=0, allow_inf_nan=False, description="at least 0")
+    upload: Literal["update", "weights"] = Field(description="what clients encode and send")
     seed: int = Field(ge=0, description="at least 0")
     clients: ClientsConfig
     compression: CompressionConfig
@@ -304,6 +305,13 @@ class RunConfig(Section):
         config = super().from_dict(values)
         config.compression.build()
         config.downlink.build("downlink")
+        if config.upload == "weights" and config.compression.error_feedback:
+            raise ConfigError(
+                "upload",
+                config.upload,
+                "leaves nothing for error feedback to make up for: weights that were not sent are "
+                "in the next ones anyway; add compression.error_feedback=false",
+            )
         return config
 
     @property

@@ -34,7 +34,7 @@ from fedbw_sweep.prediction import EXACT, Prediction, predict
 
 FORMULAS_SHOWN = 12
 OUTPUTS = Path("outputs")
-UPDATE_DEPENDS_ON = ("compression", "model", "trainable", "optimizer")
+UPDATE_DEPENDS_ON = ("compression", "model", "trainable", "optimizer", "upload")
 """Keys of the runs whose recorded updates say how large an update will be."""
 
 

@@ -115,8 +115,9 @@ def predict(
     Prediction or None
         None where nothing is known of a method's size.
     """
-    up = _payload(config.compression, config.model.name, layout, recorded)
-    down = _payload(config.downlink, config.model.name, layout, None)
+    name = config.model.name
+    up = _payload(config.compression, config.upload == "update", name, layout, recorded)
+    down = _payload(config.downlink, not config.downlink.codes_weights, name, layout, None)
     if up is None or down is None:
         return None
     models = (down[0],) * config.rounds
@@ -139,9 +140,13 @@ def predict(
 
 
 def _payload(
-    compression: CompressionConfig, model: str, layout: Layout, recorded: tuple[int, str] | None
+    compression: CompressionConfig,
+    is_update: bool,
+    model: str,
+    layout: Layout,
+    recorded: tuple[int, str] | None,
 ) -> tuple[int, str] | None:
-    """Return the bytes of one encoded update, exact arrays too, and what they are known from."""
+    """Return the bytes of one encoded vector, exact arrays too, and what they are known from."""
     compressor = compression.build()
     expected = compressor.expected_bytes(layout)
     if compressor.fixed_size:
@@ -150,7 +155,7 @@ def _payload(
     if recorded is not None:
         size, basis = recorded
         return size, f"estimate: {basis}"
-    if (measured := bits_per_coordinate(compression, model)) is not None:
+    if is_update and (measured := bits_per_coordinate(compression, model)) is not None:
         bits, basis = measured
         return round(bits * layout.size / 8) + layout.exact_bytes, f"estimate: {basis}"
     if expected is None:

@@ -63,6 +63,7 @@ def test_clients_per_round_equals_integer_arithmetic(
         ("lr=0", ["lr=0", "above 0"]),
         ("lr=inf", ["lr=inf"]),
         ("lr=fast", ["lr=fast", "number"]),
+        ("upload=gradient", ["upload=gradient", "'update' or 'weights'"]),
         ("proximal_mu=-1", ["proximal_mu=-1", "at least 0"]),
         ("+server.tau=0", ["server.tau=0", "above 0"]),
         ("+server.beta_1=1", ["server.beta_1=1", "[0, 1)"]),
@@ -92,6 +93,12 @@ def test_a_value_that_is_not_allowed_is_named(
 def test_a_compressors_own_parameters_are_checked(run_config: Build, density: str) -> None:
     with pytest.raises(ConfigError, match=r"compression\.density="):
         run_config("compression=topk", f"compression.density={density}")
+
+
+def test_weights_are_not_fed_back(run_config: Build) -> None:
+    with pytest.raises(ConfigError, match=r"upload=weights: .*compression\.error_feedback=false"):
+        run_config("upload=weights", "compression=topk")
+    run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
 
 
 def test_unbiased_sparsification_is_not_fed_back(run_config: Build) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -135,6 +136,24 @@ def test_it_is_what_the_papers_say(
         expected = model(batch, labels=batch).loss.item()
     assert record.summary["loss"] == pytest.approx(expected, rel=1e-4)
     assert record.summary["initial_loss"] - expected > 0.05
+
+
+def test_weights_are_averaged_where_they_are_sent(execute: Execute) -> None:
+    updates, weights = execute("upload=update"), execute("upload=weights", folder="weights")
+    assert weights.summary["uplink_bytes"] == updates.summary["uplink_bytes"]
+    assert weights.summary["loss"] == pytest.approx(updates.summary["loss"], rel=1e-4)
+    assert updates.summary["initial_loss"] - weights.summary["loss"] > 0.05
+
+
+def test_what_is_not_sent_of_weights_is_zero(execute: Execute) -> None:
+    record = execute(
+        *("upload=weights", "local_steps=0", "rounds=1"),
+        *("compression=topk", "compression.density=0.1", "compression.error_feedback=false"),
+    )
+    vector, _ = read_arrays(build_model(record.config.model, record.config.seed))
+    kept = np.sort(np.abs(vector))[-round(0.1 * len(vector)) :]
+    vector[np.abs(vector) < kept[0]] = 0
+    assert record.summary["model_hash"] == hashlib.sha256(vector.tobytes()).hexdigest()
 
 
 def run_rng(seed: int, client: int, server_round: int) -> np.random.Generator:
@@ -319,8 +338,6 @@ def test_the_heldout_loss_is_in_three_units(execute: Execute) -> None:
 
 
 def test_the_model_hash_is_of_the_final_weights(execute: Execute) -> None:
-    import hashlib
-
     record = execute("rounds=0")
     vector, _ = read_arrays(build_model(record.config.model, record.config.seed))
     assert (

@@ -88,7 +88,8 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
         trained, exact = read_arrays(model)
         encoding = time.perf_counter()
         rng = rng_for(config.seed, "encode", client, server_round)
-        payload = _encode(config, compressor, trained - received, layout, rng, context)
+        upload = trained - received if config.upload == "update" else trained
+        payload = _encode(config, compressor, upload, layout, rng, context)
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "num-examples": len(sequences),
             "steps": training.steps,
@@ -132,15 +133,15 @@ def _initial(needed: str) -> FloatVector:
 def _encode(
     config: RunConfig,
     compressor: Compressor,
-    update: np.ndarray,
+    upload: FloatVector,
     layout: Layout,
     rng: np.random.Generator,
     context: Context,
 ) -> bytes:
-    """Encode an update; what error feedback or the method keeps stays in this client's state."""
+    """Encode what goes up; what error feedback or the method keeps stays in this client's state."""
     encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
     held = context.state.array_records.get("compressor", ArrayRecord())
-    payload, state = encode(compressor, update, layout, rng, unpack_state(held))
+    payload, state = encode(compressor, upload, layout, rng, unpack_state(held))
     if state:
         context.state["compressor"] = pack_state(state)
     return payload

@@ -66,9 +66,9 @@ class Metered(FedAvg):
     Put before a Flower strategy in a class's bases (`metered` does), it hands that strategy the
     mean model of each round as if it were the only reply; what the strategy makes of it, the global
     model of the next round, is its own affair. The mean model is what the global one becomes with
-    the mean of the clients' decoded updates, weighted by the number of training sequences
-    (McMahan et al. 2017, arXiv:1602.05629). Arrays that are not floating point have no mean: those
-    of the client with the most sequences are taken.
+    the mean of the clients' decoded updates, or that of their decoded weights (``upload``), each
+    weighted by the number of training sequences (McMahan et al. 2017, arXiv:1602.05629). Arrays
+    that are not floating point have no mean: those of the client with the most sequences are taken.
 
     Flower numbers its nodes at random and lists them in any order, so clients are numbered by the
     sorted node ids, sampled by that number with the run's own generator, and their replies are
@@ -180,18 +180,19 @@ class Metered(FedAvg):
             self.reports.setdefault(server_round, []).append(report)
             arrays = content.array_records[ARRAYS]
             started = time.perf_counter()
-            update, exact = unpack(arrays, self.compressor, self.layout)
+            upload, exact = unpack(arrays, self.compressor, self.layout)
             self.decode_seconds[server_round] += time.perf_counter() - started
             if server_round == self.config.rounds:
                 self.parts += parts(arrays, self.compressor, self.layout)
-            _add(total, update, report.examples)
+            _add(total, upload, report.examples)
             weight_sum += report.examples
             if report.examples > most:
                 most, self.exact = report.examples, exact
         if not weight_sum:  # all dropped out: the model stays
             return None, None
         total /= weight_sum
-        total += self.global_vector
+        if self.config.upload == "update":
+            total += self.global_vector
         with np.errstate(over="ignore", invalid="ignore"):
             mean = Message(
                 RecordDict(
