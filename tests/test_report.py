@@ -450,6 +450,20 @@ def test_the_pareto_front() -> None:
     assert figure.pareto(final, "sent").tolist() == [True, False, True, False, True]
 
 
+def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None:
+    losses = {"best": 2.5, "cheap": 2.6, "near": 2.62, "lost": 5.0}
+    rows = [(cell, 1, loss, 0.0, 9 - loss, 9 - loss) for cell, loss in losses.items()]
+    rows[2] = ("near", 1, 2.62, 0.0, 50.0, 50.0)
+    rows[3] = ("lost", 1, 5.0, 0.0, 60.0, 60.0)
+    curves = pd.DataFrame(rows, columns=["cell", "round", "loss", "sd", "sent_up", "sent"])
+    figure.pareto_front(curves, tmp_path / "front.svg")
+    drawn = (tmp_path / "front.svg").read_text()
+    assert ">dominated; 1 beyond the axis</text>" in drawn
+    assert ">5.0</text>" not in drawn
+    figure.pareto_front(curves[:3], tmp_path / "all.svg")
+    assert ">dominated</text>" in (tmp_path / "all.svg").read_text()
+
+
 def test_bytes_by_part(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
     small_sweep(tmp_path, run_config)
     results = load_records(tmp_path, messages=False).results

@@ -32,7 +32,7 @@ from fedbw_sweep.verify import main as verify
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
-SHOWN = ("python", "platform", "torch", "transformers", "flwr", "ray", "numpy")
+SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
 
 
 def commands(page: str) -> list[list[str]]:

@@ -34,6 +34,9 @@ OTHERS = 100
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
 
+FRONT_SHARE = 1.0
+"""Room above a Pareto front, as a share of its height."""
+
 PANELS = 4
 """Cells that a figure of bytes by layer shows: the first of each compression, then the second."""
 
@@ -106,18 +109,27 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
 def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw each cell's final loss against its total payload; dominated cells are grey.
 
-    Parameters are those of `loss_against_bytes`. Bars are one standard deviation over seeds.
+    Parameters are those of `loss_against_bytes`. Bars are one standard deviation over seeds. The
+    axis ends above the front, or its shape could not be seen beside what failed to learn; what lies
+    beyond is counted.
     """
     final = _final(curves)
+    on_a_front = final[pareto(final, "sent_up") | pareto(final, "sent")]
+    low = (on_a_front["loss"] - on_a_front["sd"]).min()
+    high = (on_a_front["loss"] + on_a_front["sd"]).max()
+    room = max(FRONT_SHARE * (high - low), 0.01 * high)
+    top = high + room
+    beyond = int((final["loss"] > top).sum())
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
             shown = final[final[sent] > 0]
             front = pareto(shown, sent)
             rest = shown[~front]
             bars = rest["sd"] if len(rest) <= 100 else None
+            above = f"; {beyond} beyond the axis" if beyond else ""
             axes.errorbar(
-                rest[sent], rest["loss"], bars, fmt="o", color=GREY, markersize=4,
-                linewidth=0.8, label="dominated" if len(rest) else "_", rasterized=bars is None,
+                rest[sent], rest["loss"], bars, fmt="o", color=GREY, markersize=4, linewidth=0.8,
+                label=f"dominated{above}" if len(rest) else "_", rasterized=bars is None,
             )  # fmt: skip
             best = shown[front].sort_values(sent)
             axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
@@ -129,6 +141,8 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
                     markersize=6, linewidth=0.8, label=str(cell) if str(cell) in styles else "_",
                 )  # fmt: skip
             axes.set(xscale="log", xlabel=f"total {label}")
+        if beyond:
+            panels[0].set_ylim(low - 0.1 * room, top)
         panels[0].set_ylabel(LOSS)
         _legend(panels)
 
