@@ -91,9 +91,16 @@ def test_an_estimate_comes_from_recorded_runs_where_there_are(
 ) -> None:
     folder = Path("outputs") / "main"
     folder.mkdir(parents=True)
-    for seed, uplink in ((1, 1_000), (2, 3_000), (3, 77)):
-        density = 0.5 if seed == 3 else 0.1
-        config = run_config("compression=topk", f"compression.density={density}", f"seed={seed}")
+    for uplink, *overrides in (
+        (1_000, "seed=1"),
+        (3_000, "seed=2"),
+        (77, "compression.density=0.5"),
+        (77, "trainable=body"),
+        (77, "optimizer=sgd"),
+        (77, "model=tiny"),
+        (77, "upload=weights", "compression.error_feedback=false"),
+    ):
+        config = run_config("compression=topk", *overrides)
         record = RunRecord(config, "done")
         record.summary = {
             "uplink_bytes": uplink,
