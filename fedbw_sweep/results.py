@@ -356,29 +356,21 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
             if table.parent not in {folder.parent for folder in folders}:
                 raise
             notes.append(f"{error}; read the run folders beside it instead")
-    settings = _settings_by_run(found)
-    environments, own = {}, []
+    environments, own, folder_of = {}, [], {}
     for folder in folders:
         row, environment = _read_run(folder, notes)
         own.append(row)
+        folder_of[row["run_id"]] = folder
         if environment is not None:
             environments[row["run_id"]] = environment
-    folder_of = {row["run_id"]: Path(row["source"]) for row in own}
     rows = pd.concat([_results_frame(own), *(f[_RESULTS_AND_SOURCE] for f in found)])
     results = _each_run_once(rows.reset_index(drop=True), notes)
     configs = _Configs(folder_of)
-    for run in results["run_id"]:
-        if run not in settings:
-            try:
-                settings[run] = config_columns(configs[run])
-            except (ResultsError, OSError) as error:
-                settings[run] = {}
-                notes.append(f"run {run}: its settings are unknown: {error}")
-                results.loc[results["run_id"] == run, ["status", "error"]] = ["missing", notes[-1]]
-    own_settings = pd.DataFrame([settings[run] for run in results["run_id"]], dtype=object)
-    names = [*AXES, "seed", *sorted(set(map(str, own_settings)) - {*AXES, "seed"})]
-    columns = {name: _typed(own_settings.get(name, pd.Series(dtype=object))) for name in names}
-    results = pd.concat([pd.DataFrame(columns), results], axis=1)
+    settings, unknown = _settings(results["run_id"], found, configs)
+    for run, why in unknown.items():
+        notes.append(f"run {run}: its settings are unknown: {why}")
+        results.loc[results["run_id"] == run, ["status", "error"]] = ["missing", notes[-1]]
+    results = pd.concat([settings, results], axis=1)
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
     from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
     return Records(
@@ -508,6 +500,8 @@ def _read_whole_lines(path: Path, notes: list[str]) -> bytes:
     """Return a CSV's bytes up to its last whole line; every file we write ends with one."""
     try:
         data = path.read_bytes()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}") from None
     end = data.rfind(b"\n") + 1
@@ -543,14 +537,29 @@ def _parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Dat
     return frame.astype({name: column.dtype for name, column in columns.items()})
 
 
-def _settings_by_run(tables: Iterable[pd.DataFrame]) -> dict[str, dict[str, Any]]:
-    """Return the settings of the runs in CSVs. A ``run_id`` is a hash of them: any CSV will do."""
-    settings: dict[str, dict[str, Any]] = {}
-    for table in tables:
-        own = table.drop(columns=_RESULTS_AND_SOURCE).astype(object)
-        rows: list[dict[str, Any]] = own.where(own.notna(), None).to_dict("records")  # type: ignore[assignment]
-        settings.update(zip(table["run_id"], rows, strict=True))
-    return settings
+def _settings(
+    runs: pd.Series[str], tables: Iterable[pd.DataFrame], configs: Mapping[str, Mapping[str, Any]]
+) -> tuple[pd.DataFrame, dict[str, Exception]]:
+    """Return the settings of `runs`, a row for each, and why those of some are unknown.
+
+    A ``run_id`` is a hash of them, so that any CSV will do; without one, the run's folder.
+    """
+    beside = [name for name in _RESULTS_AND_SOURCE if name != "run_id"]
+    own = [table.drop(columns=beside).set_index("run_id") for table in tables]
+    read: dict[str, dict[str, Any]] = {}
+    unknown: dict[str, Exception] = {}
+    for run in runs[~runs.isin({run for table in own for run in table.index})]:
+        try:
+            read[run] = config_columns(configs[run])
+        except (ResultsError, OSError) as error:
+            unknown[run] = error
+    own.append(pd.DataFrame(list(read.values()), index=list(read), dtype=object))
+    known = pd.concat(own)
+    known = known[~known.index.duplicated()].reindex(runs)
+    names = [*AXES, "seed", *sorted(set(map(str, known)) - {*AXES, "seed"})]
+    nothing = pd.Series(index=known.index, dtype=object)
+    typed = {name: _typed(known.get(name, nothing)) for name in names}
+    return pd.DataFrame(typed).reset_index(drop=True), unknown
 
 
 def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -585,6 +594,8 @@ def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 
 def _typed(values: pd.Series) -> pd.Series:
     """Give a setting's column the type all its values have in common."""
+    if values.dtype != object:
+        return values
     kinds = {type(value) for value in values.dropna()}
     for allowed, dtype in (({int}, "Int64"), ({int, float}, "Float64"), ({bool}, "boolean")):
         if kinds and kinds <= allowed:
@@ -596,11 +607,13 @@ def _load_rounds(
     results: pd.DataFrame, folders: Mapping[str, Path], notes: list[str]
 ) -> pd.DataFrame:
     """Read the rounds of every run, from its folder or the CSV beside its results."""
-    for run, folder in folders.items():
-        if not (folder / ROUNDS).exists() and (folder / STATUS).exists():
-            notes.append(f"run {run}: {folder / ROUNDS} is missing, so its rounds are unknown")
     own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
     tables = [frame([], ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
+    known = {run for table in tables for run in table["run_id"].unique()}
+    for run in [run for run in folders if run not in known]:
+        path = folders[run] / ROUNDS
+        if not path.exists() and (folders[run] / STATUS).exists():
+            notes.append(f"run {run}: {path} is missing, so its rounds are unknown")
     elsewhere = results[~results["run_id"].isin(list(folders))]
     for source, runs in elsewhere.groupby("source")["run_id"]:
         table = Path(str(source))
@@ -632,7 +645,7 @@ def _read_alike(
     alike: dict[bytes, list[tuple[str, Path, bytes]]] = defaultdict(list)
     for run, folder in folders.items():
         path = folder / name
-        if path.exists():
+        with suppress(FileNotFoundError):
             header, _, body = _read_whole_lines(path, notes).partition(b"\n")
             alike[header].append((run, path, body))
     for header, files in alike.items():

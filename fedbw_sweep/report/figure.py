@@ -176,7 +176,8 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     cells = labels[labels.index.isin(parts["run_id"].unique())].drop_duplicates()
     method = results.set_index("run_id")["compression"].reindex(cells.index)
     turn = method.groupby(method).cumcount().sort_values(kind="stable").index
-    shown = [cell for cell in cells if cell in set(cells[turn[:PANELS]])]
+    first = set(cells[turn[:PANELS]])
+    shown = [cell for cell in cells if cell in first]
     labels = labels[labels.isin(shown)]
     known = parts[parts["run_id"].isin(labels.index)]
     known = known.assign(cell=known["run_id"].map(labels))

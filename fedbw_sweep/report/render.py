@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from textwrap import wrap
 from unicodedata import normalize
@@ -162,15 +162,22 @@ class Rendered:
         self, escape: Callable[[str], str], bold: str, rows: int | None = None
     ) -> tuple[list[str], list[list[str]]]:
         """Return the header and the rows, escaped, the best in bold."""
-        text = self.frame.head(rows or len(self.frame))
-        escaped = text.apply(lambda column: column.map({t: escape(t) for t in column.unique()}))
-        marked = escaped.where(~self.best.head(len(text)), escaped.map(bold.format))
+        text, best = self.frame.head(rows or len(self.frame)), self.best
+        marked = text.apply(lambda column: column.map({t: escape(t) for t in column.unique()}))
+        for name in text:
+            bold_rows = best[name].head(len(text)).to_numpy()
+            marked.loc[bold_rows, name] = marked.loc[bold_rows, name].map(bold.format)
         return [escape(str(name)) for name in text.columns], marked.to_numpy().tolist()
 
 
 def escape_latex(text: str) -> str:
     """Make any text safe for pdfLaTeX's own fonts: accents go, what is left is a question mark."""
-    return "".join(_LATEX.get(c) or _plain(c) for c in text)
+    return "".join(map(_escaped, text))
+
+
+@cache
+def _escaped(character: str) -> str:
+    return _LATEX.get(character) or _plain(character)
 
 
 def _plain(character: str) -> str:

@@ -19,6 +19,8 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
     settings = [name for name in results.columns if name not in {*RESULTS_COLUMNS, "source"}]
 
     def differs(name: str) -> bool:
+        if results[name].nunique() < 2:
+            return False
         group = name.partition(".")[0]
         is_choice = name != group and group in results.columns
         alike = results.groupby(group)[name] if is_choice else results[name]
