@@ -25,7 +25,8 @@ from fedbw_sweep.cells import Composer, expand
 from fedbw_sweep.config import RunConfig, config_columns
 from fedbw_sweep.console import MB, errors_end_the_command, message_console, output_console
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.report.figure import cell_curves, loss_against_bytes
+from fedbw_sweep.report.figure import loss_against_bytes
+from fedbw_sweep.report.measure import cell_curves
 from fedbw_sweep.report.table import (
     describe_bytes,
     summary_table,

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from fedbw_sweep.config import RunConfig, config_columns
-from fedbw_sweep.report.command import changes, command, config_from_columns, overrides
+from fedbw_sweep.config import RunConfig, config_columns, science_id
+from fedbw_sweep.report.command import changes, command, overrides, sections_from_columns
 
 Build = Callable[..., RunConfig]
 
@@ -55,10 +56,16 @@ def test_the_command_makes_the_same_run(run_config: Build, given: tuple[str, ...
     ],
 )
 def test_a_row_of_results_tells_the_config(run_config: Build, given: tuple[str, ...]) -> None:
-    config = run_config(*given)
-    row = {**config_columns(config.science), "run_id": config.run_id}
-    assert config_from_columns(row) == config.science
-    assert config_from_columns({**row, "rounds": 77}) is None
+    configs = [run_config(*given, f"seed={seed}") for seed in (1, 2, 1)]
+    rows = pd.DataFrame([config_columns(config.science) for config in configs])
+    sections = sections_from_columns(rows)
+    for at, config in enumerate(configs):
+        told = {key: values[of_row[at]] for key, (of_row, values) in sections.items()}
+        assert told == config.science
+        assert science_id(told) == config.run_id  # the types, too
+    assert {key: len(values) for key, (_, values) in sections.items() if len(values) > 1} == {
+        "seed": 2
+    }
 
 
 def test_only_what_differs_is_named(run_config: Build) -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from fedbw_sweep.config import RunConfig
+from fedbw_sweep.report import charts
 from fedbw_sweep.report.page import LIMIT, write_page
 from fedbw_sweep.report.render import Rendered
 from fedbw_sweep.results import Records, RunRecord, load_records
@@ -36,6 +37,7 @@ LOSSES = {
 UPDATE_BYTES = {"none": 1_000_000, "int8": 254_321, "topk": 12_345, "sign": 31_300}
 
 Open = Callable[..., Page]
+Write = Callable[..., Path]
 
 
 def finished(config: RunConfig, loss: float) -> RunRecord:
@@ -92,13 +94,26 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write() -> Write:
+    """`write_page` with the charts, which take seconds to make."""
+    made = charts.specifications(), charts.script()
+
+    def write_with_charts(
+        records: Records, tables: list[Rendered], path: Path, notes: Sequence[str] = ()
+    ) -> Path:
+        write_page(records, tables, path, *made, notes)
+        return path
+
+    return write_with_charts
+
+
+@pytest.fixture(scope="module")
+def report(sweep: Path, write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = pd.DataFrame({"method": [EVIL], "loss": ["2.1 ± 0.1"]})
     table = Rendered("one", f"A title {EVIL}", frame, frame == "", frame)
     path = tmp_path_factory.mktemp("report") / "report.html"
     records = replace(load_records(sweep), notes=[f"x.csv: {EVIL} is cut off"])
-    write_page(records, [table], path, [f"table two is left out: {EVIL}"])
-    return path
+    return write(records, [table], path, [f"table two is left out: {EVIL}"])
 
 
 @pytest.fixture(scope="module")
@@ -338,10 +353,12 @@ def changed(records: Records, **columns: Any) -> Records:
     return replace(records, results=records.results.assign(**columns))
 
 
-def test_one_run_with_a_hostile_name(sweep: Path, tmp_path: Path, opened: Open) -> None:
+def test_one_run_with_a_hostile_name(
+    sweep: Path, tmp_path: Path, write: Write, opened: Open
+) -> None:
     config = config_of(f"rounds={ROUNDS}")
     records = changed(load_records(sweep / config.run_id), compression=EVIL)
-    write_page(records, [], tmp_path / "report.html")
+    write(records, [], tmp_path / "report.html")
     page = opened(tmp_path / "report.html")
     assert first_column(page) == [EVIL]
     page.locator("#front .mark-symbol.role-mark path").hover()
@@ -351,10 +368,10 @@ def test_one_run_with_a_hostile_name(sweep: Path, tmp_path: Path, opened: Open) 
     expect(page.locator("#main .row .sd")).not_to_contain_text(["±"])
 
 
-def test_runs_that_all_failed(sweep: Path, tmp_path: Path, opened: Open) -> None:
+def test_runs_that_all_failed(sweep: Path, tmp_path: Path, write: Write, opened: Open) -> None:
     configs = [config_of("compression=topk", f"rounds={ROUNDS}", "seed=3")]
     records = load_records([sweep / config.run_id for config in configs])
-    write_page(records, [], tmp_path / "report.html")
+    write(records, [], tmp_path / "report.html")
     page = opened(tmp_path / "report.html")
     expect(page.locator("#front-note")).to_have_text("No run with bytes and a loss.")
     expect(rows(page)).to_have_count(1)
@@ -362,7 +379,7 @@ def test_runs_that_all_failed(sweep: Path, tmp_path: Path, opened: Open) -> None
 
 
 def test_ten_thousand_runs_fit_and_what_does_not_is_named(
-    sweep: Path, tmp_path: Path, opened: Open
+    sweep: Path, tmp_path: Path, write: Write, opened: Open
 ) -> None:
     few, runs, last = load_records(sweep), 10_000, 40
     rng = np.random.default_rng(0)
@@ -388,7 +405,7 @@ def test_ten_thousand_runs_fit_and_what_does_not_is_named(
     frame = pd.DataFrame({"a": ["x" * 100_000]})
     large = Rendered("large", "A large table", frame, frame == "", frame)
     records = replace(few, results=results, rounds=rounds, notes=["odd"] * 1000)
-    write_page(records, [large], tmp_path / "report.html")
+    write(records, [large], tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < LIMIT
     page = opened(tmp_path / "report.html")
     notes = page.locator(".notes").inner_text()

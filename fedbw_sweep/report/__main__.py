@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from functools import cache, partial
-from multiprocessing import get_context
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -21,10 +21,18 @@ from rich.progress import Progress
 from fedbw_sweep.config import NetworkConfig
 from fedbw_sweep.console import MB
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
-from fedbw_sweep.report.measure import TIME_MEASURES, Options, measure, measure_time
+from fedbw_sweep.report.measure import (
+    TIME_MEASURES,
+    Options,
+    cell_curves,
+    measure,
+    measure_time,
+)
+from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
 from fedbw_sweep.report.table import varying_settings
+from fedbw_sweep.report.workers import chart_script, chart_specifications, draw, pool
 from fedbw_sweep.results import Records, load_records
 
 FORMATS = "png", "svg", "pdf"
@@ -61,43 +69,45 @@ def write_report(
     notes : list of str
         What was left out, and why.
     """
-    from fedbw_sweep.report.page import write_page
-
     step("measures")
     by_run = records.rounds.astype({"run_id": "category"})  # a million rows are joined by it
     records = replace(records, rounds=by_run)
     runs = measure(records, options)
-    builder, notes, tables = TableBuilder(runs, options), [], []
-    timed = builder
-    if options.networks:
-        timed = TableBuilder(measure_time(runs, records, options), options)
+    builder, notes, chosen = TableBuilder(runs, options), [], []
     for path in [*sorted(SHIPPED.glob("*.yaml")), *specs]:
         spec = load_spec(path)
-        step(path.stem)
         if why := builder.why_not(spec):
             notes.append(f"table {path.stem} is left out: it {why}")
         else:
-            needs_time = {value.value for value in spec.measures} & set(TIME_MEASURES)
-            tables.append((timed if needs_time else builder).build(path.stem, spec))
+            chosen.append((path.stem, spec))
     if not builder.has_baseline:
         baseline = ", ".join(f"{key}={value}" for key, value in options.baseline.items())
         notes.append(
             f"no finished run has {baseline}: no differences and speed-ups; see --baseline"
         )
-    if failures := builder.failures():
-        tables.append(failures)
-    drawings = _drawings(records, notes)
 
     for folder in ("tables", "figures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    data = _figures(records, notes)
     drawn: dict[str, Future[None]] = {}
     for name in FIGURES:
         paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
-        if name in drawings:
-            drawn[name] = _workers().submit(drawings[name], *paths)
+        if name in data:
+            drawn[name] = pool().submit(draw, name, *data[name], *paths)
         else:
             for path in paths:
                 path.unlink(missing_ok=True)
+
+    timed = builder
+    if options.networks:
+        timed = TableBuilder(measure_time(runs, records, options), options)
+    tables = []
+    for name, spec in chosen:
+        step(name)
+        needs_time = {value.value for value in spec.measures} & set(TIME_MEASURES)
+        tables.append((timed if needs_time else builder).build(name, spec))
+    if failures := builder.failures():
+        tables.append(failures)
     known = {path.stem for path in SHIPPED.glob("*.yaml")} | {"failures"}
     for name in known - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
@@ -106,9 +116,10 @@ def write_report(
         step(table.name)
         table.write(out / "tables")
     runs.to_csv(out / "runs.csv", index=False)
-    (out / "report.tex").write_text(document(tables, list(drawings)), encoding="utf-8")
+    (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
     step("report.html")
-    write_page(records, tables, out / "report.html", notes, _vega().result())
+    specifications, script = (part.result() for part in _charts())
+    write_page(records, tables, out / "report.html", specifications, script, notes)
     for name, drawing in drawn.items():
         step(name)
         drawing.result()
@@ -116,38 +127,25 @@ def write_report(
 
 
 @cache
-def _workers() -> ProcessPoolExecutor:
-    """Return the processes that draw while this one writes tables and the page."""
-    ignored = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is for this process to answer
-    return ProcessPoolExecutor(2, get_context("spawn"), signal.signal, ignored)
+def _charts() -> tuple[Future[dict[str, Any]], Future[str]]:
+    """Start making what the page's charts need, which is the same for all runs."""
+    return pool().submit(chart_specifications), pool().submit(chart_script)
 
 
-@cache
-def _vega() -> Future[str]:
-    """Start putting the page's JavaScript together, which takes seconds."""
-    from fedbw_sweep.report.page import vega  # Altair takes a while: not for --help
-
-    return _workers().submit(vega)
-
-
-def _drawings(records: Records, notes: list[str]) -> dict[str, Callable[..., None]]:
-    """Choose the figures that the runs allow."""
-    from fedbw_sweep.report import figure  # nor is Matplotlib for --help
-
+def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame, ...]]:
+    """Choose the figures that the runs allow, and what each is drawn from."""
     done = records.results[records.results["status"] == "done"]
-    curves = figure.cell_curves(done, records.rounds)
+    curves = cell_curves(done, records.rounds)
     if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}
-    drawings: dict[str, Callable[..., None]] = {
-        name: partial(getattr(figure, name), curves)
-        for name in ("loss_against_bytes", "pareto_front", "bytes_by_round")
-    }
+    names = "loss_against_bytes", "pareto_front", "bytes_by_round"
+    figures: dict[str, tuple[pd.DataFrame, ...]] = dict.fromkeys(names, (curves,))
     if records.parts["run_id"].isin(done["run_id"]).any():
-        drawings["bytes_by_part"] = partial(figure.bytes_by_part, done, records.parts)
+        figures["bytes_by_part"] = done, records.parts
     if "local_epochs" in varying_settings(done):
-        drawings["local_epochs"] = partial(figure.local_epochs, done, curves)
-    return drawings
+        figures["local_epochs"] = done, curves
+    return figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,7 +186,7 @@ def _report(given: argparse.Namespace) -> None:
     )
     with Progress(console=_console, transient=True, disable=not _console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None)
-        _vega()
+        _charts()
         records = load_records(given.paths, messages=bool(options.networks))
         progress.update(bar, total=18)
 

@@ -10,11 +10,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig, science_id
+from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig
 
 GROUPS = {
     "compression": "compression",
@@ -104,31 +105,40 @@ def command(arguments: Iterable[str], seed: int | str) -> str:
     return " ".join(["python -m fedbw_sweep", *arguments, f"seed={seed}", "sweep=again"])
 
 
-def config_from_columns(row: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """Undo `results.config_columns`, for a run of which only a row of results is at hand.
+def sections_from_columns(results: pd.DataFrame) -> dict[str, tuple[list[int], list[Any]]]:
+    """Undo `results.config_columns`, for runs of which only rows of results are at hand.
 
     Parameters
     ----------
-    row : mapping
-        A row of ``results.csv``, missing values as None.
+    results : pandas.DataFrame
+        Rows of ``results.csv``.
 
     Returns
     -------
-    dict or None
-        The run's science config, proven by its ``run_id``; None if the columns do not tell it all.
+    dict
+        For each top-level key of a config, in their order: the place of each row's value in a list,
+        and that list, which has each value once. Whether columns told all of a config is proven by
+        the hash in its ``run_id``.
     """
-    config: dict[str, Any] = {}
+    sections = {}
     for key, default in _defaults().items():
-        if key not in GROUPS:
-            inside = isinstance(default, Mapping)
-            config[key] = {i: row.get(f"{key}.{i}") for i in default} if inside else row.get(key)
-            continue
-        choice = str(row.get(key))
-        config[key] = {
-            inner: value if inner == "_target_" else read_setting(row.get(f"{key}.{inner}"))
-            for inner, value in (OPTIONAL.get(key, {}) | _choice(key, choice)).items()
-        } | {"name": choice}
-    return config if science_id(config) == row["run_id"] else None
+        columns = [name for name in results if name == key or str(name).startswith(f"{key}.")]
+        places = results.groupby(columns, dropna=False, sort=False).ngroup()
+        rows = results.loc[~places.duplicated(), columns].astype(object)
+        plain_rows = rows.where(rows.notna(), None).to_dict("records")
+        sections[key] = places.tolist(), [_section(key, default, row) for row in plain_rows]
+    return sections
+
+
+def _section(key: str, default: Any, row: Mapping[Any, Any]) -> Any:
+    if key not in GROUPS:
+        inside = isinstance(default, Mapping)
+        return {inner: row.get(f"{key}.{inner}") for inner in default} if inside else row.get(key)
+    choice = str(row.get(key))
+    return {
+        inner: value if inner == "_target_" else read_setting(row.get(f"{key}.{inner}"))
+        for inner, value in (OPTIONAL.get(key, {}) | _choice(key, choice)).items()
+    } | {"name": choice}
 
 
 def plain(values: Any, prefix: str = "") -> dict[str, str]:

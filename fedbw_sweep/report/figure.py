@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedbw_sweep.console import MB
-from fedbw_sweep.report.table import run_labels, varying_settings
+from fedbw_sweep.report.measure import settings_of
+from fedbw_sweep.report.table import run_labels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers."""
@@ -45,38 +46,6 @@ LOSS = "held-out loss (nats per token)"
 GREY = "0.75"
 
 
-def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """Average each cell's finished runs over seeds, round by round.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``cell`` (its label), ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over
-        seeds, in MB: ``up`` and ``down`` of the round, ``sent_up`` and ``sent`` up to it; sorted by
-        cell as in `results`, then round.
-    """
-    done = results[results["status"] == "done"]
-    labels = run_labels(done, _settings(done))
-    cells = list(dict.fromkeys(labels))
-    code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
-    codes = rounds["run_id"].map(code)
-    own = rounds[codes.notna()]
-    numbers = pd.DataFrame(
-        {
-            "cell": codes[codes.notna()].to_numpy(int),
-            "round": own["round"].to_numpy(int),
-            "loss": own["loss"].to_numpy(float),
-            "up": own["uplink_bytes"].to_numpy(float) / MB,
-            "down": own["downlink_bytes"].to_numpy(float) / MB,
-            "sent_up": own["cumulative_uplink_bytes"].to_numpy(float) / MB,
-            "sent": own["cumulative_bytes"].to_numpy(float) / MB,
-        }
-    )
-    grouped = numbers.groupby(["cell", "round"])
-    curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
-    return curves.assign(cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)))
-
-
 def pareto(final: pd.DataFrame, cost: str) -> pd.Series:
     """Say which rows no other row beats in both `cost` and ``loss``."""
     ordered = final.sort_values([cost, "loss"], kind="stable")
@@ -93,7 +62,7 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     Parameters
     ----------
     curves : pandas.DataFrame
-        What `cell_curves` returns.
+        What `measure.cell_curves` returns.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
@@ -172,7 +141,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    labels = run_labels(results, _settings(results)).set_axis(results["run_id"])
+    labels = run_labels(results, settings_of(results)).set_axis(results["run_id"])
     cells = labels[labels.index.isin(parts["run_id"].unique())].drop_duplicates()
     method = results.set_index("run_id")["compression"].reindex(cells.index)
     turn = method.groupby(method).cumcount().sort_values(kind="stable").index
@@ -218,15 +187,15 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     results : pandas.DataFrame
         Rows of ``results.csv``.
     curves : pandas.DataFrame
-        What `cell_curves` makes of them.
+        What `measure.cell_curves` makes of them.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
     budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
     done = results[results["status"] == "done"]
-    others = [name for name in _settings(done) if name != "local_epochs"]
-    cells = run_labels(done, _settings(done))
+    others = [name for name in settings_of(done) if name != "local_epochs"]
+    cells = run_labels(done, settings_of(done))
     own = pd.DataFrame({"line": run_labels(done, others), "epochs": done["local_epochs"]})
     own = own.set_axis(cells)[~cells.duplicated().to_numpy()]
     points = spent.join(own, on="cell").drop(columns="cell").rename(columns={"line": "cell"})
@@ -276,10 +245,6 @@ def named_cells(curves: pd.DataFrame) -> list[str]:
         front = final[pareto(final, "sent_up") | pareto(final, "sent")].sort_values("sent_up")
         final = front.iloc[np.unique(np.linspace(0, len(front) - 1, NAMED).round().astype(int))]
     return list(map(str, final["cell"]))
-
-
-def _settings(results: pd.DataFrame) -> list[str]:
-    return [name for name in varying_settings(results) if name != "seed"]
 
 
 def _final(curves: pd.DataFrame) -> pd.DataFrame:

@@ -11,9 +11,10 @@ import pandas as pd
 import yaml
 
 from fedbw_sweep.config import NetworkConfig
+from fedbw_sweep.console import MB
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.network import break_even_mbit_s, codec_seconds, link_bytes, run_seconds
-from fedbw_sweep.report.table import varying_settings
+from fedbw_sweep.report.table import run_labels, varying_settings
 from fedbw_sweep.results import Column, Records
 
 TARGET_MEASURES: Mapping[str, Column] = {
@@ -104,7 +105,8 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
     """
     runs = records.results
     done = runs[runs["status"] == "done"]
-    rounds = records.rounds[records.rounds["run_id"].isin(done["run_id"])]
+    columns = ["run_id", "round", "loss", "cumulative_uplink_bytes", "cumulative_bytes"]
+    rounds = records.rounds.loc[records.rounds["run_id"].isin(done["run_id"]), columns]
     rounds = rounds.sort_values("round", kind="stable")
     up, both = rounds["cumulative_uplink_bytes"], rounds["cumulative_bytes"]
     found: dict[str, pd.Series] = {}
@@ -123,11 +125,11 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
             found[name] = within.drop_duplicates("run_id", keep="last").set_index("run_id")["loss"]
     loss, reference = done.set_index("run_id")["loss"], _baseline_of(done, options.baseline)
     found["loss_difference"] = loss - loss.reindex(reference).set_axis(loss.index)
-    columns = {
+    measured = {
         name: runs["run_id"].map(found.get(name, pd.Series(dtype=object))) for name in MEASURES
     }
     dtypes = {name: column.dtype for name, column in MEASURES.items()}
-    return runs.assign(**columns).astype(dtypes)
+    return runs.assign(**measured).astype(dtypes)
 
 
 def measure_time(runs: pd.DataFrame, records: Records, options: Options) -> pd.DataFrame:
@@ -162,6 +164,38 @@ def settings_of(runs: pd.DataFrame) -> list[str]:
     """Name the settings that tell the runs' cells apart: all that varies but the seed."""
     plain = runs.drop(columns=[*MEASURES, *TIME_MEASURES], errors="ignore")
     return [name for name in varying_settings(plain) if name != "seed"]
+
+
+def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """Average each cell's finished runs over seeds, round by round.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``cell`` (its label), ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over
+        seeds, in MB: ``up`` and ``down`` of the round, ``sent_up`` and ``sent`` up to it; sorted by
+        cell as in `results`, then round.
+    """
+    done = results[results["status"] == "done"]
+    labels = run_labels(done, settings_of(done))
+    cells = list(dict.fromkeys(labels))
+    code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
+    codes = rounds["run_id"].map(code)
+    own = rounds[codes.notna()]
+    numbers = pd.DataFrame(
+        {
+            "cell": codes[codes.notna()].to_numpy(int),
+            "round": own["round"].to_numpy(int),
+            "loss": own["loss"].to_numpy(float),
+            "up": own["uplink_bytes"].to_numpy(float) / MB,
+            "down": own["downlink_bytes"].to_numpy(float) / MB,
+            "sent_up": own["cumulative_uplink_bytes"].to_numpy(float) / MB,
+            "sent": own["cumulative_bytes"].to_numpy(float) / MB,
+        }
+    )
+    grouped = numbers.groupby(["cell", "round"])
+    curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
+    return curves.assign(cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)))
 
 
 def is_baseline(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:

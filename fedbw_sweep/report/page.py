@@ -5,27 +5,27 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
-import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedbw_sweep.config import science_id
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.report.command import (
     as_text,
     changes,
     command,
-    config_from_columns,
     overrides,
     plain,
     read_setting,
+    sections_from_columns,
 )
-from fedbw_sweep.report.figure import COLOURS
 from fedbw_sweep.report.render import Rendered
 from fedbw_sweep.report.table import run_labels, varying_settings
 from fedbw_sweep.results import RESULTS_COLUMNS, Records
@@ -50,22 +50,14 @@ METRICS = (
 )
 """Columns of results.csv that the main table shows."""
 
-SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
-
-
-def vega() -> str:
-    """Return the JavaScript that draws the charts; putting it together takes seconds."""
-    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle(vl_version=version)  # type: ignore[call-arg]  # its stub lacks the default
-    return script
-
 
 def write_page(
     records: Records,
     tables: Sequence[Rendered],
     path: Path,
+    charts: Mapping[str, Any],
+    script: str,
     notes: Sequence[str] = (),
-    script: str | None = None,
 ) -> None:
     """Write a page that holds its data, its charts and all it needs to show them.
 
@@ -79,10 +71,12 @@ def write_page(
         Shown as they are.
     path : pathlib.Path
         Where to write, ``report.html``.
+    charts : mapping
+        What `charts.specifications` returns.
+    script : str
+        What `charts.script` returns.
     notes : sequence of str
         Shown after what `records` notes.
-    script : str
-        What `vega` returns, if it is at hand.
     """
     environment = Environment(
         loader=PackageLoader("fedbw_sweep.report", ""),
@@ -96,8 +90,8 @@ def write_page(
     settings = [name for name in varying_settings(results) if name != "seed"]
     configurations, of_run = _configurations(results, settings)
     fixed = {
-        "vega": script or vega(),
-        "charts": {"curves": _curves_chart(), "front": _front_chart()},
+        "vega": script,
+        "charts": charts["specs"],
         "overview": _overview(results),
         "problems": _problems(results),
         "reasons": REASONS,
@@ -136,7 +130,7 @@ def write_page(
             "settings": settings,
             "configurations": _columns(configurations.head(kept)),
             "runs": _columns(runs[runs["configuration"] < kept]),
-            "styles": STYLES,
+            "styles": charts["styles"],
             "changes": changed,
             "command": command(["OVERRIDES"], "SEED"),
             "environments": environments,
@@ -201,21 +195,30 @@ def _changes(
     """
     places: dict[tuple[str, ...], int] = {}
     of_each: list[list[int] | None] = []
-    first = results.iloc[np.unique(of_run, return_index=True)[1]].astype(object)
-    for row in first.where(first.notna(), None).to_dict("records"):
-        config: Mapping[str, Any] | None = config_from_columns(row)
-        if config is None:
-            try:
-                config = records.configs[row["run_id"]]
-            except (KeyError, OSError, ResultsError):
-                of_each.append(None)
-                continue
+    first = results.iloc[np.unique(of_run, return_index=True)[1]]
+    sections = sections_from_columns(first)
+
+    def places_of(config: Mapping[str, Any]) -> list[int]:
         found = changes(config)
         texts = [
             (key, as_text(old), as_text(new), override)
             for (key, (old, new)), override in zip(found.items(), overrides(found), strict=True)
         ]
-        of_each.append([places.setdefault(text, len(places)) for text in texts])
+        return [places.setdefault(text, len(places)) for text in texts]
+
+    @cache
+    def places_of_section(key: str, number: int) -> list[int]:
+        return places_of({key: sections[key][1][number]})
+
+    for at, run in enumerate(first["run_id"]):
+        numbers = {key: of_row[at] for key, (of_row, _) in sections.items()}
+        if science_id({key: sections[key][1][n] for key, n in numbers.items()}) == run:
+            of_each.append([p for each in numbers.items() for p in places_of_section(*each)])
+            continue
+        try:
+            of_each.append(places_of(records.configs[run]))
+        except (KeyError, OSError, ResultsError):
+            of_each.append(None)
     return [list(text) for text in places], of_each
 
 
@@ -226,10 +229,12 @@ def _runs(
     runs["loss"] = results["loss"]
     runs["configuration"] = of_run
     runs["environment"] = results["run_id"].map(environments).astype("Int64")
-    folders = map(Path, results["source"].astype(str))
+    sources = results["source"]
     runs["source"] = [
-        str(folder.parent if folder.name == run else folder)
-        for folder, run in zip(folders, results["run_id"], strict=True)
+        (above or ".") if name == run else source
+        for source, run, (above, name) in zip(
+            sources, results["run_id"], map(os.path.split, sources), strict=True
+        )
     ]
     return runs.sort_values(["configuration", "seed"])
 
@@ -327,132 +332,3 @@ def _problems(results: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return sorted(problems, key=lambda problem: -len(problem["runs"]))
-
-
-STYLES = [
-    (COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)])
-    for i in range(len(COLOURS) * len(SHAPES))
-]
-"""Colour and shape of each series. The page draws the legend, one for all charts."""
-
-
-def _series_encodings() -> dict[str, Any]:
-    """Colour and shape by ``series``; their domain comes from the page."""
-    names = alt.ExprRef("series_names")
-    colours, shapes = map(list, zip(*STYLES, strict=True))
-    return {
-        "color": alt.Color("series:N", scale=alt.Scale(domain=names, range=colours), legend=None),
-        "shape": alt.Shape("series:N", scale=alt.Scale(domain=names, range=shapes), legend=None),
-    }
-
-
-ROUND_NUMBERS = "test(/^[125]/, format(datum.value, 'e')) ? format(datum.value, ',~g') : ''"
-"""Labels of a logarithmic axis: 1, 2, 5, 10, 20, ... Its other ticks stay without."""
-
-
-def _axes(title: str) -> dict[str, Any]:
-    return {
-        "x": alt.X(
-            "mb:Q",
-            scale=alt.Scale(type="log", nice=False, padding=12),
-            axis=alt.Axis(
-                title=title,
-                labelExpr=ROUND_NUMBERS,
-                labelOverlap=True,
-                labelSeparation=6,
-            ),
-        ),
-        "y": alt.Y(
-            "loss:Q",
-            scale=alt.Scale(zero=False, padding=12),
-            axis=alt.Axis(title="held-out loss (nats per token)", tickCount=6),
-        ),
-    }
-
-
-def _zoom() -> alt.Parameter:
-    # A wheel without a key scrolls the page, as it does everywhere else on it.
-    return alt.selection_interval(
-        name="zoom", bind="scales", zoom="wheel![event.shiftKey || event.ctrlKey]"
-    )
-
-
-def _visible(otherwise: float, fully: float = 1) -> Any:
-    """Opacity of a series: `otherwise` unless it, or nothing, was picked from the legend."""
-    picked = "!length(picked) || indexof(picked, datum.series) >= 0"
-    return alt.condition(picked, alt.value(fully), alt.value(otherwise))
-
-
-def _finished(chart: Any) -> dict[str, Any]:
-    names = [alt.param(name=name, value=[]) for name in ("series_names", "picked")]
-    chart = (
-        chart.add_params(*names)
-        .properties(width="container", height=340)
-        .configure(
-            font="system-ui, sans-serif",
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-            view=alt.ViewConfig(stroke=None),
-            axis=alt.AxisConfig(
-                gridColor="#e8e8e8", labelColor="#444", titleColor="#222", labelFontSize=12
-            ),
-        )
-    )
-    spec: dict[str, Any] = chart.to_dict()
-    return spec
-
-
-TOOLTIP = [
-    alt.Tooltip("label:N", title="configuration"),
-    alt.Tooltip("spread:N", title="loss (nats per token)"),
-    alt.Tooltip("uplink:N", title="uplink"),
-    alt.Tooltip("total:N", title="both directions"),
-]
-
-
-def _curves_chart() -> dict[str, Any]:
-    base = alt.Chart(alt.NamedData("points")).encode(
-        **_axes("MB sent so far (10⁶ bytes, log scale)"), detail="number:N"
-    )
-    colour, shape = _series_encodings().values()
-    band = base.mark_area(interpolate="linear").encode(
-        y="low:Q",
-        y2="high:Q",
-        color=colour,
-        opacity=_visible(0, 0.15),
-    )
-    line = base.mark_line(strokeWidth=1.6).encode(color=colour, opacity=_visible(0.06))
-    points = (
-        base.mark_point(filled=True, size=38)
-        .encode(
-            color=colour,
-            shape=shape,
-            opacity=_visible(0.06),
-            tooltip=[TOOLTIP[0], alt.Tooltip("round:Q"), *TOOLTIP[1:]],
-        )
-        .add_params(_zoom())
-    )
-    return _finished(alt.layer(band, line, points))
-
-
-def _front_chart() -> dict[str, Any]:
-    base = alt.Chart(alt.NamedData("points")).encode(
-        **_axes("MB sent in all (10⁶ bytes, log scale)")
-    )
-    colour, shape = _series_encodings().values()
-    front = (
-        base.transform_filter("!datum.dominated")
-        .mark_line(interpolate="step-after", color="#999", strokeWidth=1.2, strokeDash=[4, 3])
-        .encode(detail="task:N")
-    )
-    points = (
-        base.mark_point(filled=True, size=90, strokeWidth=1)
-        .encode(
-            color=alt.condition("datum.dominated", alt.value("#c4c4c4"), colour),
-            shape=shape,
-            opacity=_visible(0.08),
-            order=alt.Order("dominated:N", sort="descending"),
-            tooltip=[*TOOLTIP, alt.Tooltip("verdict:N", title="Pareto front")],
-        )
-        .add_params(_zoom())
-    )
-    return _finished(alt.layer(front, points))
