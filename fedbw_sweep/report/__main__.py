@@ -118,8 +118,8 @@ def write_report(
     runs.to_csv(out / "runs.csv", index=False)
     (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
     step("report.html")
-    specifications, script = (part.result() for part in _charts())
-    write_page(records, tables, out / "report.html", specifications, script, notes)
+    charts, script = _charts()
+    write_page(records, tables, out / "report.html", charts.result(), script.result(), notes)
     for name, drawing in drawn.items():
         step(name)
         drawing.result()
