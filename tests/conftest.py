@@ -12,9 +12,10 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from fedbw_sweep.cells import Composer
 from fedbw_sweep.config import CONF, RunConfig
 
 Execute = Callable[..., Any]
@@ -42,11 +43,14 @@ def _fresh_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
+_composer = Composer("config")
+
+
 @cache
 def config_of(*overrides: str) -> RunConfig:
-    """Compose and validate a `RunConfig`, as the command line does; frozen, so each only once."""
+    """Compose and validate a `RunConfig`, as a sweep does; frozen, so each only once."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return RunConfig.from_hydra(compose("config", list(overrides)))
+        return RunConfig.from_hydra(_composer.config(overrides))
 
 
 @pytest.fixture

@@ -361,6 +361,9 @@ def test_one_run_with_a_hostile_name(
     write(records, [], tmp_path / "report.html")
     page = opened(tmp_path / "report.html")
     assert first_column(page) == [EVIL]
+    ticks = page.locator("#front .role-axis-label text").all_text_contents()
+    assert [tick for tick in ticks if tick.startswith(("1.", "2."))], ticks  # a loss of 2.0
+    assert {"2", "5"} & set(ticks), ticks  # 4 MB
     page.locator("#front .mark-symbol.role-mark path").hover()
     expect(page.locator("#vg-tooltip-element")).to_contain_text("document.title")
     assert page.locator("img").count() == 0

@@ -158,9 +158,12 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     names = [*largest[:TENSORS]]
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
-    height = 1.2 + 0.2 * len(names)
-    with _figure(paths, columns=len(shown), height=height, share_y=True) as panels:
-        for axes, cell in zip(panels, shown, strict=True):
+    rows = -(-len(shown) // 2)  # two side by side: a figure no wider than a page stays readable
+    height = rows * (0.9 + 0.16 * len(names))
+    with _figure(paths, columns=min(2, len(shown)), rows=rows, height=height) as panels:
+        for spare in panels[len(shown) :]:
+            spare.remove()
+        for axes, cell in zip(panels, shown, strict=False):
             table = sums[cell].unstack("part").reindex(columns=kinds).fillna(0.0)  # noqa: PD010
             table = table.groupby(lambda t: t if t in set(names) else names[-1]).sum()
             left = np.zeros(len(names))
@@ -172,8 +175,8 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
             axes.set_xlabel("last round's uplink payload (MB)")
             axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
             axes.set_xlim(0, 1.05 * left.max())
-            axes.tick_params(axis="y", labelsize=7)
-        panels[0].invert_yaxis()
+            axes.tick_params(axis="y", labelsize=7, labelleft=axes.get_subplotspec().is_first_col())
+            axes.invert_yaxis()
         _legend(panels)
 
 
@@ -324,7 +327,11 @@ def _log_ticks(axis: Axis) -> None:
 
 @contextmanager
 def _figure(
-    paths: Sequence[Path], columns: int, height: float = 3.2, share_y: bool = False
+    paths: Sequence[Path],
+    columns: int,
+    rows: int = 1,
+    height: float = 3.2,
+    share_y: bool = False,
 ) -> Iterator[Sequence[Axes]]:
     """Yield panels side by side and save them; the same data gives the same files."""
     style: Any = {
@@ -332,10 +339,10 @@ def _figure(
         "svg.hashsalt": "fedbw", "pdf.fonttype": 42,
     }  # fmt: skip
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(max(7.0, 3.2 * columns), height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(7.0, height), dpi=150, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[call-arg,union-attr]
         FigureCanvasAgg(figure)
-        panels = list(figure.subplots(1, columns, sharey=share_y, squeeze=False)[0])
+        panels = figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel().tolist()
         yield panels
         for axes in panels:
             axes.grid(visible=True, which="major", color="0.9")

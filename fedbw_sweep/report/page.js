@@ -49,6 +49,17 @@ function spread(row, name) {
   return sd ? [mean, ` ± ${formatted(sd / divisor, decimals, 1)}`] : [mean, ""];
 }
 
+/** Two corners of what the axes must span: one value alone would span, and label, nothing. */
+function room(points) {
+  const ends = (values) => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  let [left, right] = ends(points.map((point) => point.mb));
+  let [bottom, top] = ends(points.map((point) => point.loss));
+  const middle = Math.sqrt(left * right);
+  if (right < 2.5 * left) [left, right] = [middle / 2, middle * 2]; // holds a 1, 2 or 5
+  if (bottom === top) [bottom, top] = [0.95 * bottom, 1.05 * top];
+  return [{ mb: left, loss: bottom }, { mb: right, loss: top }];
+}
+
 const inBytes = (count) => (count == null ? "–" : `${Math.round(count).toLocaleString("en-US")} B`);
 const state = (row) => (row.done === row.runs ? "done" : row.failed ? "failed" : "missing");
 
@@ -179,13 +190,13 @@ async function main() {
       $(name).hidden = !values.length; // scales have no sense then
       if (!values.length) continue;
       if (!views[name]) {
-        const spec = { ...specs[name], datasets: { points: values } };
+        const spec = { ...specs[name], datasets: { points: values, room: room(values) } };
         for (const parameter of spec.params) if (parameter.name in signals) parameter.value = signals[parameter.name];
         const { view } = await vegaEmbed(`#${name}`, spec, { actions: false, renderer: "svg", logLevel: 1 });
         views[name] = view;
       } else {
         for (const [signal, value] of Object.entries(signals)) views[name].signal(signal, value);
-        await views[name].data("points", values).runAsync();
+        await views[name].data("points", values).data("room", room(values)).runAsync();
       }
     }
   }
