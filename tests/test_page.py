@@ -320,6 +320,7 @@ def test_a_row_opens_to_commands_that_repeat_its_runs(report: Path, opened: Open
         ("rounds", "5", "4"),
         ("compression", "none", "topk"),
     }
+    expect(page.locator("#versions")).to_contain_text("2.13.0")
     rows(page).filter(has_text="topk").click()
     expect(page.locator("#main .detail")).to_have_count(0)
 
@@ -369,6 +370,9 @@ def test_one_run_with_a_hostile_name(
     assert page.locator("img").count() == 0
     assert page.title() == "fedbw_sweep report"
     expect(page.locator("#main .row .sd")).not_to_contain_text(["±"])
+    rows(page).click()  # a row of results that does not tell its config: config.yaml does
+    written = page.locator("pre.command").inner_text()
+    assert config_of(*shlex.split(written)[3:]).run_id == config.run_id
 
 
 def test_runs_that_all_failed(sweep: Path, tmp_path: Path, write: Write, opened: Open) -> None:

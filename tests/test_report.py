@@ -11,19 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.axes import Axes
 
 from fedbw_sweep import run
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.report import figure
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.report.measure import Options, measure
+from fedbw_sweep.report.measure import Options, cell_curves, measure
 from fedbw_sweep.report.render import Rendered, escape_latex
 from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
 from fedbw_sweep.results import RunRecord, announce, collect, load_records
@@ -358,6 +360,44 @@ def test_budgets(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
     assert table.frame.iloc[:, 3].tolist() == ["4.050 ± 0.071", "3.550 ± 0.071"]  # both: 0, 1
 
 
+def epochs_sweep(folder: Path, run_config: Callable[..., RunConfig]) -> None:
+    """One and four local epochs on two ways to deal the text; four send twice the bytes."""
+    curves = {
+        (1, "iid"): [4.0, 3.0, 2.8],
+        (4, "iid"): [4.0, 3.9, 3.8],
+        (1, "natural"): [4.0, 3.5, 3.0],
+        (4, "natural"): [4.0, 2.9, 2.5],
+    }
+    for (epochs, partition), losses in curves.items():
+        config = run_config(f"local_epochs={epochs}", f"data.partition={partition}", "rounds=2")
+        up = 2_000_000 if epochs == 4 else 1_000_000
+        record = RunRecord(config, "done", summary={"loss": losses[-1]})
+        record.rounds = [
+            {
+                "round": n,
+                "loss": loss,
+                "uplink_bytes": up * min(n, 1),
+                "downlink_bytes": up * min(n, 1),
+                "cumulative_uplink_bytes": up * n,
+                "cumulative_bytes": 2 * up * n,
+            }
+            for n, loss in enumerate(losses)
+        ]
+        record.write(folder)
+
+
+def test_rounds_to_target_against_what_clients_do(
+    tmp_path: Path, run_config: Callable[..., RunConfig]
+) -> None:
+    epochs_sweep(tmp_path, run_config)
+    options = Options(target_loss=3.0, baseline={"local_epochs": 1})
+    rows = build(tmp_path, "rounds_to_target", options).frame.set_index("local_epochs")
+    iid, natural = (f"rounds to target, data.partition={name}" for name in ("iid", "natural"))
+    assert rows[iid].to_dict() == {"1": "1 (1.0x)", "4": "— (not reached in 2 rounds)"}
+    assert rows[natural].to_dict() == {"1": "2 (1.0x)", "4": "1 (2.0x)"}
+    assert rows["total (MB), data.partition=natural"].to_dict() == {"1": "4.00", "4": "4.00"}
+
+
 def test_a_table_of_ones_own(
     tmp_path: Path, run_config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -462,6 +502,50 @@ def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None
     assert ">5.0</text>" not in drawn
     figure.pareto_front(curves[:3], tmp_path / "all.svg")
     assert ">dominated</text>" in (tmp_path / "all.svg").read_text()
+
+
+def test_curves_are_means_over_seeds(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
+    small_sweep(tmp_path, run_config)
+    records = load_records(tmp_path, messages=False)
+    curves = cell_curves(records.results, records.rounds)
+    assert curves["cell"].tolist() == ["none"] * 3 + ["topk"] * 3
+    assert curves["round"].tolist() == [0, 1, 2] * 2
+    assert curves["loss"].tolist() == pytest.approx([4.05, 3.05, 2.05, 4.05, 3.55, 2.95])
+    assert curves["sd"].tolist() == pytest.approx([0.1 / 2**0.5] * 6)
+    assert curves["sent_up"].tolist() == pytest.approx([0, 1e-4, 2e-4, 0, 1e-5, 2e-5])
+    assert curves["sent"].tolist() == pytest.approx([0, 2e-4, 4e-4, 0, 1.1e-4, 2.2e-4])
+    assert curves["up"].tolist() == pytest.approx([0, 1e-4, 1e-4, 0, 1e-5, 1e-5])
+    assert curves["down"].tolist() == pytest.approx([0, 1e-4, 1e-4] * 2)
+
+
+def test_local_epochs_are_compared_at_equal_bytes(
+    tmp_path: Path, run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs_sweep(tmp_path, run_config)
+    records = load_records(tmp_path, messages=False)
+    lines, drawn = figure._lines, []
+
+    def draw(axes: Axes, points: pd.DataFrame, *rest: Any) -> None:
+        drawn.append(points)
+        lines(axes, points, *rest)
+
+    monkeypatch.setattr(figure, "_lines", draw)
+    curves = cell_curves(records.results, records.rounds)
+    figure.local_epochs(records.results, curves, tmp_path / "epochs.svg")
+    [points] = drawn
+    found = {
+        (cell, epochs): loss for cell, epochs, loss in points[["cell", "epochs", "loss"]].to_numpy()
+    }
+    # 2 MB up are two rounds of one epoch, and one round of four
+    assert found == {
+        ("none, data.partition=iid", 1): 2.8,
+        ("none, data.partition=iid", 4): 3.9,
+        ("none, data.partition=natural", 1): 3.0,
+        ("none, data.partition=natural", 4): 2.9,
+    }
+    text = (tmp_path / "epochs.svg").read_text()
+    for words in ("at 2.00 MB of uplink", "local epochs", "data.partition=natural"):
+        assert words in text
 
 
 def test_bytes_by_part(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:

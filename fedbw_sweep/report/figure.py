@@ -66,10 +66,10 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
+    named = named_cells(curves)
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
-            shown = curves[curves[sent] > 0]
-            _lines(axes, shown, sent, "loss", named_cells(curves))
+            _lines(axes, curves[curves[sent] > 0], sent, "loss", named)
             axes.set(xscale="log", xlabel=f"cumulative {label}")
         panels[0].set_ylabel(LOSS)
         _legend(panels)
@@ -89,6 +89,7 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     room = max(FRONT_SHARE * (high - low), 0.01 * high)
     top = high + room
     beyond = int((final["loss"] > top).sum())
+    styles = _styles(final, named_cells(final))
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
             shown = final[final[sent] > 0]
@@ -102,7 +103,6 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
             )  # fmt: skip
             best = shown[front].sort_values(sent)
             axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
-            styles = _styles(final, named_cells(final))
             for cell, point in best.set_index("cell").iterrows():
                 colour, marker, _ = styles.get(str(cell), ("0.4", "o", "-"))
                 axes.errorbar(
@@ -118,10 +118,10 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
 
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
-    shown = curves[curves["round"] > 0]
+    shown, named = curves[curves["round"] > 0], named_cells(curves)
     with _figure(paths, columns=2, share_y=True) as panels:
         for axes, direction in zip(panels, ("up", "down"), strict=True):
-            _lines(axes, shown[shown[direction] > 0], "round", direction, named_cells(curves))
+            _lines(axes, shown[shown[direction] > 0], "round", direction, named)
             axes.set(yscale="log", title=f"{direction}link")
             axes.set_xlabel("communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -197,8 +197,9 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
     done = results[results["status"] == "done"]
-    others = [name for name in settings_of(done) if name != "local_epochs"]
-    cells = run_labels(done, settings_of(done))
+    settings = settings_of(done)
+    cells = run_labels(done, settings)
+    others = [name for name in settings if name != "local_epochs"]
     own = pd.DataFrame({"line": run_labels(done, others), "epochs": done["local_epochs"]})
     own = own.set_axis(cells)[~cells.duplicated().to_numpy()]
     points = spent.join(own, on="cell").drop(columns="cell").rename(columns={"line": "cell"})
@@ -280,8 +281,8 @@ def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -
 
 
 def _styles(curves: pd.DataFrame, named: list[str]) -> dict[str, tuple[str, str, str]]:
-    cells = [str(cell) for cell in dict.fromkeys(curves["cell"]) if str(cell) in set(named)]
-    return {cell: _style(place) for place, cell in enumerate(cells)}
+    cells = curves["cell"].drop_duplicates()
+    return {cell: _style(place) for place, cell in enumerate(cells[cells.isin(named)])}
 
 
 def _style(place: int) -> tuple[str, str, str]:
