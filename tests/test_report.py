@@ -500,6 +500,10 @@ def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None
     drawn = (tmp_path / "front.svg").read_text()
     assert ">dominated; 1 beyond the axis</text>" in drawn
     assert ">5.0</text>" not in drawn
+    both = curves.assign(cell=["a, lr=1, x=2", "b, lr=2, x=2", "c, lr=1, x=2", "d, lr=1, x=2"])
+    figure.pareto_front(both, tmp_path / "common.svg")
+    drawn = (tmp_path / "common.svg").read_text()
+    assert all(f">{words}</text>" in drawn for words in ("a, lr=1", "b, lr=2", "x=2"))
     figure.pareto_front(curves[:3], tmp_path / "all.svg")
     assert ">dominated</text>" in (tmp_path / "all.svg").read_text()
 

@@ -293,18 +293,31 @@ def _style(place: int) -> tuple[str, str, str]:
 
 
 def _legend(panels: Sequence[Axes]) -> None:
-    """Put one legend of all panels below them, as wide as fits, and make room for it."""
-    handles = {
-        fill(label, 75): handle
+    """Put one legend of all panels below them, as wide as fits, and make room for it.
+
+    Settings that all its cells have in common are said once, above it.
+    """
+    drawn = {
+        label: handle
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    cells = [label.split(", ") for label in drawn if "=" in label]
+    alike = (
+        [part for part in cells[0] if all(part in parts for parts in cells[1:])] if cells else []
+    )
+    common = [part for part in alike if "=" in part and " " not in part] if len(cells) > 1 else []
+    handles = {
+        fill(", ".join(part for part in label.split(", ") if part not in common), 88): handle
+        for label, handle in drawn.items()
     }
     figure = panels[0].get_figure(root=True)
     assert figure is not None
     for columns in range(min(4, len(handles)), 0, -1):
         legend = figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", frameon=False,
-            ncols=columns, columnspacing=1.2,
+            ncols=columns, columnspacing=1.2, title=fill(", ".join(common), 90),
+            title_fontsize="small",
         )  # fmt: skip
         size = legend.get_window_extent()
         if columns == 1 or size.width < figure.bbox.width:
