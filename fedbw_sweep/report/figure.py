@@ -175,7 +175,9 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
             axes.set_xlabel("last round's uplink payload (MB)")
             axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
             axes.set_xlim(0, 1.05 * left.max())
-            axes.tick_params(axis="y", labelsize=7, labelleft=axes.get_subplotspec().is_first_col())
+            place = axes.get_subplotspec()
+            assert place is not None
+            axes.tick_params(axis="y", labelsize=7, labelleft=place.is_first_col())
             axes.invert_yaxis()
         _legend(panels)
 
