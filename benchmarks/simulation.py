@@ -56,6 +56,24 @@ def compose(*overrides: str) -> Any:
         return RunConfig.from_hydra(hydra.compose("config", list(overrides)))
 
 
+def train_client(
+    model: Any, sequences: Any, config: Any, seed: int, client: int, server_round: int
+) -> None:
+    """Train a client for a round as this package's do, on whatever system asks for it."""
+    from fedbw_sweep import modeling
+    from fedbw_sweep.seeding import rng_for
+
+    modeling.train(
+        model,
+        sequences,
+        epochs=config.local_epochs,
+        steps=config.local_steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        rng=rng_for(seed, "train", client, server_round),
+    )
+
+
 # --- The floor: plain processes that train, and nothing else -------------------------------------
 
 
@@ -67,7 +85,6 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
     from fedbw_sweep import modeling
     from fedbw_sweep.data import windows
     from fedbw_sweep.run import federated_text
-    from fedbw_sweep.seeding import rng_for
 
     modeling.prepare_process()
     config = compose(*overrides)
@@ -80,15 +97,7 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
             sequences = windows(text.clients[client], config.sequence_length)
             modeling.write_arrays(model, weights, b"")
             started = time.perf_counter()
-            modeling.train(
-                model,
-                sequences,
-                epochs=config.local_epochs,
-                steps=config.local_steps,
-                batch_size=config.batch_size,
-                lr=config.lr,
-                rng=rng_for(seed, "train", client, server_round),
-            )
+            train_client(model, sequences, config, seed, client, server_round)
             seconds += time.perf_counter() - started
             total += (modeling.read_arrays(model)[0] - weights) * np.float64(len(sequences))
             examples += len(sequences)

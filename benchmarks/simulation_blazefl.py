@@ -35,6 +35,7 @@ from simulation import (
     Parts,
     apart,
     compose,
+    train_client,
 )
 from torch import nn
 
@@ -42,7 +43,6 @@ from fedbw_sweep import modeling
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.data import windows
 from fedbw_sweep.run import federated_text
-from fedbw_sweep.seeding import rng_for
 
 
 @dataclass
@@ -80,15 +80,7 @@ class TrainedModel:
         sequences = windows(federated_text(config).clients[cid], config.sequence_length)
         model = self.select_model("")
         deserialize_model(model, payload.model_parameters)
-        modeling.train(
-            model,
-            sequences,
-            epochs=config.local_epochs,
-            steps=config.local_steps,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            rng=rng_for(config.seed, "train", cid, payload.round),
-        )
+        train_client(model, sequences, config, config.seed, cid, payload.round)
         return Uplink(cid, serialize_model(model), len(sequences))
 
     def evaluate(self, model: nn.Module) -> None:

@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulation import JOB_A, WORKERS, Parts, apart, compose
+from simulation import JOB_A, WORKERS, Parts, apart, compose, train_client
 
 from fedbw_sweep import modeling
 from fedbw_sweep.data import windows
 from fedbw_sweep.run import federated_text
-from fedbw_sweep.seeding import rng_for
 
 if "TORCHELASTIC_RUN_ID" not in os.environ:
     launcher = "torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}"
@@ -51,19 +50,13 @@ class Averaging(FederatedAveraging):  # type: ignore[misc]
     def train_one_user(
         self, initial_model_state: Any, model: PyTorchModel, user_dataset: Any, central_context: Any
     ) -> tuple[Any, Metrics]:
-        modeling.train(
+        train_client(
             model.pytorch_model,
             user_dataset.raw_data[0],
-            epochs=self.config.local_epochs,
-            steps=self.config.local_steps,
-            batch_size=self.config.batch_size,
-            lr=self.config.lr,
-            rng=rng_for(
-                self.seed,
-                "train",
-                user_dataset.user_id,
-                central_context.current_central_iteration + 1,
-            ),
+            self.config,
+            self.seed,
+            user_dataset.user_id,
+            central_context.current_central_iteration + 1,
         )
         return model.get_model_difference(initial_model_state), Metrics()
 
