@@ -89,13 +89,18 @@ def encode_with_feedback(
         corrected = _saturating(np.add, update, residual)
     payload, kept = encode_with_state(compressor, corrected, layout, rng, state)
     decoded = compressor.decode(payload, layout)
-    return payload, {**kept, RESIDUAL: _saturating(np.subtract, corrected, decoded)}
+    return payload, {**kept, RESIDUAL: _saturating(np.subtract, corrected, decoded, out=decoded)}
 
 
-def _saturating(operation: np.ufunc, left: FloatVector, right: NDArray[np.generic]) -> FloatVector:
+def _saturating(
+    operation: np.ufunc,
+    left: FloatVector,
+    right: NDArray[np.generic],
+    out: FloatVector | None = None,
+) -> FloatVector:
     """Add or subtract; a finite `left` gives a finite result."""
     with np.errstate(over="ignore"):
-        result: FloatVector = operation(left, right, dtype=np.float32)
+        result: FloatVector = operation(left, right, out=out, dtype=np.float32)
     if not all_finite(result) and all_finite(left):
         limit = np.finfo(np.float32).max
         np.clip(result, -limit, limit, out=result)

@@ -85,10 +85,12 @@ def client_app(run_config: str, text: ClientTokens) -> ClientApp:
             proximal_mu=config.proximal_mu,
             rng=rng_for(config.seed, "train", client, server_round),
         )
-        trained, exact = read_arrays(model)
+        upload, exact = read_arrays(model)
+        if config.upload == "update":
+            upload -= received
+        del received
         encoding = time.perf_counter()
         rng = rng_for(config.seed, "encode", client, server_round)
-        upload = trained - received if config.upload == "update" else trained
         payload = _encode(config, compressor, upload, layout, rng, context)
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "num-examples": len(sequences),

@@ -19,6 +19,7 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
+from flwr.common.constant import SType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from hydra.utils import get_class
@@ -185,6 +186,7 @@ class Metered(FedAvg):
             if server_round == self.config.rounds:
                 self.parts += parts(arrays, self.compressor, self.layout)
             _add(total, upload, report.examples)
+            del upload
             weight_sum += report.examples
             if report.examples > most:
                 most, self.exact = report.examples, exact
@@ -194,10 +196,12 @@ class Metered(FedAvg):
         if self.config.upload == "update":
             total += self.global_vector
         with np.errstate(over="ignore", invalid="ignore"):
+            model = arrays_of(total.astype(np.float32))
+            del total  # the strategy, too, needs memory
             mean = Message(
                 RecordDict(
                     {
-                        ARRAYS: arrays_of(total.astype(np.float32)),
+                        ARRAYS: model,
                         METRICS: MetricRecord({self.weighted_by_key: weight_sum}),
                     }
                 ),
@@ -267,14 +271,30 @@ def metered(config: RunConfig, layout: Layout, frozen: bytes = b"") -> Metered:
     return built
 
 
+class _Vector(Array):
+    """A vector as it is: what a strategy holds between rounds goes nowhere, so why serialise it."""
+
+    def __init__(self, vector: FloatVector) -> None:
+        super().__init__(str(vector.dtype), vector.shape, SType.NUMPY, b"")
+        self.vector = vector
+
+    def numpy(self) -> FloatVector:
+        """Return a copy, as Flower does: a strategy may work in it."""
+        return self.vector.copy()
+
+
 def arrays_of(vector: FloatVector) -> ArrayRecord:
     """Hold a global model as Flower's strategies do between rounds: as plain numbers."""
-    return ArrayRecord({MODEL: Array(vector)})
+    arrays = ArrayRecord()
+    arrays[MODEL] = _Vector(vector)  # given to ArrayRecord itself, it would become an Array again
+    return arrays
 
 
 def vector_of(arrays: ArrayRecord) -> FloatVector:
     """Return what `arrays_of` holds, or what a strategy made of it, in float32."""
-    return arrays[MODEL].numpy().astype(np.float32, copy=False)
+    array = arrays[MODEL]
+    vector = array.vector if isinstance(array, _Vector) else array.numpy()
+    return vector.astype(np.float32, copy=False)
 
 
 def _add(total: NDArray[np.float64], update: FloatVector, weight: int) -> None:
