@@ -83,7 +83,7 @@ def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
 def drawn_from(seed: int, *name: str) -> Iterator[None]:
     """Let torch's global generator draw what is initialised in the block from a named seed."""
     with _torch_rng, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(seed, *name) % 2**63)
+        torch.default_generator.manual_seed(seed_for(seed, *name) % 2**63)
         yield
 
 

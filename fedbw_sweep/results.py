@@ -9,6 +9,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from csv import DictWriter
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -160,12 +161,12 @@ class RunRecord:
         try:
             text = yaml.dump(self.config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
             (folder / CONFIG).write_text(text, encoding="utf-8")
-            frame(self.rounds, ROUNDS_COLUMNS).drop(columns="run_id").to_csv(
-                folder / ROUNDS, index=False
-            )
-            frame(self.messages, MESSAGES_COLUMNS).to_parquet(folder / MESSAGES, index=False)
-            frame(self.parts, PARTS_COLUMNS).to_csv(folder / PARTS, index=False)
-            frame(self.timing, TIMING_COLUMNS).to_csv(folder / TIMING, index=False)
+            own = [name for name in ROUNDS_COLUMNS if name != "run_id"]
+            _write_csv(self.rounds, own, folder / ROUNDS)
+            _write_csv(self.parts, PARTS_COLUMNS, folder / PARTS)
+            _write_csv(self.timing, TIMING_COLUMNS, folder / TIMING)
+            types = pa.schema([(n, _ARROW[c.dtype]) for n, c in MESSAGES_COLUMNS.items()])
+            pq.write_table(pa.Table.from_pylist(self.messages, types), folder / MESSAGES)
             status = {
                 "schema_version": SCHEMA_VERSION,
                 "run_id": self.config.run_id,
@@ -186,13 +187,18 @@ class RunRecord:
             raise
 
 
-def frame(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> pd.DataFrame:
-    """Build a table with exactly these columns in their own dtypes."""
+def _write_csv(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], path: Path) -> None:
+    """Write rows as they are; only to build a table of them takes longer than all the rest."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def _no_rows(columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Build an empty table with exactly these columns in their own dtypes."""
     return pd.DataFrame(
-        {
-            name: pd.array([row.get(name) for row in rows], column.dtype)  # type: ignore[call-overload]
-            for name, column in columns.items()
-        }
+        {name: pd.array([], column.dtype) for name, column in columns.items()}  # type: ignore[call-overload]
     )
 
 
@@ -608,7 +614,7 @@ def _load_rounds(
 ) -> pd.DataFrame:
     """Read the rounds of every run, from its folder or the CSV beside its results."""
     own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
-    tables = [frame([], ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
+    tables = [_no_rows(ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
     known = {run for table in tables for run in table["run_id"].unique()}
     for run in [run for run in folders if run not in known]:
         path = folders[run] / ROUNDS
@@ -633,7 +639,7 @@ def _load_alike(
 ) -> pd.DataFrame:
     """Read a CSV of every run that has it."""
     columns = {"run_id": ROUNDS_COLUMNS["run_id"], **own}
-    tables = [frame([], columns), *_read_alike(folders, name, own, notes)]
+    tables = [_no_rows(columns), *_read_alike(folders, name, own, notes)]
     dtypes = {name: column.dtype for name, column in columns.items()}
     return pd.concat(tables, ignore_index=True)[list(columns)].astype(dtypes)
 
@@ -658,7 +664,7 @@ def _read_alike(
 
 
 def _load_messages(folders: Mapping[str, Path]) -> pd.DataFrame:
-    parts = [frame([], MESSAGES_COLUMNS).assign(run_id=pd.Series(dtype="string"))]
+    parts = [_no_rows(MESSAGES_COLUMNS).assign(run_id=pd.Series(dtype="string"))]
     for run, folder in folders.items():
         if (folder / MESSAGES).exists():
             part = pq.read_table(folder / MESSAGES, partitioning=None).to_pandas()
