@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -25,11 +26,18 @@ pytestmark = [
 
 Answer = Callable[[int, Message, Context], RecordDict]
 
+STORE = 100 * 10**6
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40
+        address="local",
+        num_cpus=2,
+        object_store_memory=STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=40,
     )
     yield
     ray.shutdown()
@@ -108,6 +116,32 @@ def test_state_stays_with_its_client() -> None:
     assert counts(ask(clients, [3, 1])) == [3, 2]
     assert sorted(clients.states) == [1, 2, 3, 999_999]
     assert counts(ask(RayGrid(10, app(count_in_state)), [3])) == [1]
+
+
+def memory() -> int:
+    """Bytes that this process and all of Ray's take, what they share counted once."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(process.memory_full_info().pss for process in processes)
+
+
+def test_states_larger_than_the_object_store_are_kept_on_disk() -> None:
+    size, nodes = 16 * 10**6, list(range(64))
+
+    def note(node: int, message: Message, context: Context) -> RecordDict:
+        held = context.state.array_records.get("notes")
+        last = np.frombuffer(held["n"].data, np.int64)[-1] if held else node
+        now = np.full(size // 8, last + 1000).tobytes()
+        context.state["notes"] = ArrayRecord({"n": Array("int64", (size // 8,), "raw", now)})
+        own = now[:8]
+        return RecordDict({"arrays": ArrayRecord({"payload": Array("int64", (1,), "raw", own)})})
+
+    clients = RayGrid(len(nodes), app(note))
+    assert counts(ask(clients, [0, 1])) == [1000, 1001]  # starts the workers
+    before = memory()
+    assert counts(ask(clients, nodes[2:])) == [1000 + node for node in nodes[2:]]
+    grown = memory() - before
+    assert grown < 0.5 * size * len(nodes)
+    assert counts(ask(clients, nodes)) == [2000 + node for node in nodes]
 
 
 @pytest.mark.parametrize("times", [1, grid.RETRIES])

@@ -17,6 +17,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of a task only its reply is looked at
+# One process that spills and one that restores, each of 45 MB, and not four each.
+os.environ.setdefault("RAY_max_io_workers", "1")
 
 import numpy as np
 import ray
