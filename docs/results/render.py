@@ -1,14 +1,14 @@
 """Fill this folder's pages with what the report makes of recorded runs.
 
 python docs/results/render.py PAGE...
-python docs/results/render.py --verify
+python docs/results/render.py --verify PAGE...
 
 A page names its commands in its first block of code: those that train, then the report's. This runs
 the report's, on ``outputs/`` when the others have been run, and replaces what stands between
 ``<!-- table NAME -->``, ``<!-- codecs -->`` or ``<!-- runs -->`` and ``<!-- end -->``, and the
 figures that the page shows. The runs' results.csv and rounds.csv are kept in a folder beside the
 page, so that its tables can be made again (``tests/test_experiments.py`` does). ``--verify`` does a
-run of each experiment again and puts what it found into README.md.
+run of each page's experiment again and puts what it found into README.md.
 """
 
 from __future__ import annotations
@@ -113,17 +113,15 @@ def render(name: str) -> None:
         path.write_text(fill(page, blocks | tables(Path(out))), encoding="utf-8")
 
 
-def verify_a_sample() -> None:
+def verify_a_sample(names: list[str]) -> None:
     """Do the first finished run of each experiment again; say in README.md what came of it."""
     lines = []
-    for page in sorted(HERE.glob("*.md")):
-        if page.stem == "README":
-            continue
-        results = pd.read_csv(Path("outputs", page.stem, RESULTS))
+    for name in names:
+        results = pd.read_csv(Path("outputs", name, RESULTS))
         said = StringIO()
         run = results.loc[results["status"] == "done", "run_id"].min()
         with redirect_stdout(said):
-            verify([str(Path("outputs", page.stem, run))])
+            verify([str(Path("outputs", name, run))])
         lines.append(f"- {said.getvalue()}")
     readme = HERE / "README.md"
     page_text = fill(readme.read_text(encoding="utf-8"), {"verified": "".join(lines)})
@@ -131,8 +129,8 @@ def verify_a_sample() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--verify"]:
-        verify_a_sample()
+    if sys.argv[1:2] == ["--verify"]:
+        verify_a_sample(sys.argv[2:])
     else:
         for given in sys.argv[1:]:
             render(given)
