@@ -68,6 +68,14 @@ def test_a_row_of_results_tells_the_config(run_config: Build, given: tuple[str, 
     }
 
 
+def test_a_key_that_was_not_there_yet_is_not_told(run_config: Build) -> None:
+    config = run_config()
+    rows = pd.DataFrame([config_columns(config.science)] * 2).drop(columns="upload")
+    sections = sections_from_columns(rows)
+    assert sections["upload"] == ([0, 0], [None])
+    assert sections["rounds"] == ([0, 0], [5])
+
+
 def test_only_what_differs_is_named(run_config: Build) -> None:
     assert changes(run_config().science) == {}
     config = run_config("compression=topk", "compression.density=0.01", "num_clients=8", "seed=2")

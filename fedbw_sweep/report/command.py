@@ -123,6 +123,9 @@ def sections_from_columns(results: pd.DataFrame) -> dict[str, tuple[list[int], l
     sections = {}
     for key, default in _defaults().items():
         columns = [name for name in results if name == key or str(name).startswith(f"{key}.")]
+        if not columns:  # a key that was not there yet when the runs were recorded
+            sections[key] = [0] * len(results), [_section(key, default, {})]
+            continue
         places = results.groupby(columns, dropna=False, sort=False).ngroup()
         rows = results.loc[~places.duplicated(), columns].astype(object)
         plain_rows = rows.where(rows.notna(), None).to_dict("records")
