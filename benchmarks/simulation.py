@@ -181,14 +181,17 @@ class Engine:
         }
 
 
-def echo(*overrides: str) -> None:
-    """Ten clients send back 56 MB three times; the server sums."""
+def echo(*overrides: str) -> Callable[[int], None]:
+    """Return a run in which ten clients send back 56 MB three times, and the server sums."""
     from flwr.app import Array, ArrayRecord, Message, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
     from fedbw_sweep.federated.simulation import simulate
+    from fedbw_sweep.modeling import prepare_process
 
+    prepare_process()
+    config = compose(f"num_clients={ECHO_CLIENTS}", *overrides)
     client, server = ClientApp(), ServerApp()
 
     def record(data: bytes) -> Any:
@@ -212,7 +215,7 @@ def echo(*overrides: str) -> None:
             arrays = record((total / len(nodes)).tobytes())
         assert total[0] == len(nodes)
 
-    simulate(compose(f"num_clients={ECHO_CLIENTS}", *overrides), server, client)
+    return lambda seed: simulate(config, server, client)
 
 
 # --- Peers, where installed ----------------------------------------------------------------------
@@ -259,8 +262,8 @@ def serve(system: str) -> None:
         "floor-round": lambda: Floor(*ONE_ROUND_OF_A).run,
         "ray": lambda: Engine(*JOB_A).run,
         "flower": lambda: Engine(*JOB_A, "backend=flower", workers).run,
-        "echo-ray": lambda: (Engine(*NO_STEP, workers), lambda seed: echo(workers))[1],
-        "echo-flower": lambda: lambda seed: echo("backend=flower", workers),
+        "echo-ray": lambda: (Engine(*NO_STEP, workers), echo(workers))[1],
+        "echo-flower": lambda: echo("backend=flower", workers),
         "fixed": lambda: Engine(*NO_STEP, workers).run,
     }
     # A peer has a module of its own: importing one changes how its process starts others.
@@ -363,7 +366,7 @@ def stages(*arguments: str) -> None:
     from fedbw_sweep import sweep
     from fedbw_sweep.__main__ import main
 
-    ended("Python, Hydra, pandas and matplotlib are imported")
+    ended("Python, Hydra and pandas are imported")
     prepare, start = sweep._prepare, sweep._start
 
     def checked(*args: Any, **kwargs: Any) -> None:
@@ -373,11 +376,10 @@ def stages(*arguments: str) -> None:
 
     def started(config: Any) -> None:
         start(config)
-        ended("Ray has started")
+        ended("Ray has started, and torch, transformers and Flower are imported meanwhile")
         from fedbw_sweep import run
         from fedbw_sweep.federated.grid import RayGrid
 
-        ended("torch, transformers and Flower are imported")
         stamp(run._Evaluator, "__call__", "the model is evaluated")
         stamp(RayGrid, "_reply", "a worker has imported the same, and taken the first step")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -25,7 +26,6 @@ from fedbw_sweep.cells import Composer, expand
 from fedbw_sweep.config import RunConfig, config_columns
 from fedbw_sweep.console import MB, errors_end_the_command, message_console, output_console
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.report.figure import loss_against_bytes
 from fedbw_sweep.report.measure import cell_curves
 from fedbw_sweep.report.table import (
     describe_bytes,
@@ -245,6 +245,9 @@ def finish() -> int:
     """Print the sweep's table, draw its figure and return the exit code: 1 if any run failed."""
     if not _command.cells:  # --help, --cfg and the like
         return 0
+    # Imported here: matplotlib is needed only now.
+    from fedbw_sweep.report.figure import loss_against_bytes
+
     results, rounds = collect(_command.folder)
     mine = results[results["run_id"].isin([cell.run_id for cell in _command.cells])]
     output = output_console()
@@ -296,10 +299,12 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
 
 
 def _start(config: RunConfig) -> None:
-    """Start the workers first: they import what a run needs while this process does too."""
+    """Start the workers; meanwhile, for that is mostly waiting, import what a run needs."""
     from fedbw_sweep.federated.simulation import start
 
-    start(config)
+    with ThreadPoolExecutor(1) as importer:
+        importer.submit(import_module, "fedbw_sweep.run")
+        start(config)
 
 
 def _label(config: RunConfig) -> str:

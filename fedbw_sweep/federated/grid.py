@@ -19,6 +19,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of a task only its reply is looked at
 # One process that spills and one that restores, each of 45 MB, and not four each.
 os.environ.setdefault("RAY_max_io_workers", "1")
+# What is no longer held is freed at once, not up to a second later: its memory, which every process
+# has touched, is the next message's.
+os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
 import numpy as np
 import ray
