@@ -481,7 +481,10 @@ def job_c(repeats: int) -> None:
 def start(repeats: int) -> None:
     """The start of a command, and where it goes."""
     one_step = (*ONE_STEP, f"backend.workers={WORKERS}")
-    row("the whole command with one step in it", [command(*one_step) for _ in range(repeats)])
+    both = [(command(*one_step), command(*one_step, "backend=flower")) for _ in range(repeats)]
+    ray, flower = (list(column) for column in zip(*both, strict=True))
+    row("the whole command with one step in it", ray)
+    row("the same with backend=flower, over it", flower, ray)
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
         printed = subprocess.run(

@@ -124,7 +124,9 @@ class CompressionConfig(Choice):
         choice = yaml.safe_load(path.read_text(encoding="utf-8"))
         swept = [parameter.partition("=") for parameter in parameters]
         for values in product(*(value.split(",") for _, _, value in swept)):
-            own = {key: yaml.safe_load(v) for (key, _, _), v in zip(swept, values, strict=True)}
+            pairs = [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
+            own = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))  # 1e-3 is a number here
+            assert isinstance(own, dict)
             label = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
             yield label, cls.model_validate({**choice, **own})
 
@@ -134,17 +136,17 @@ class CompressionConfig(Choice):
         Raises
         ------
         ConfigError
-            If a parameter is unknown or its value is not allowed.
+            If a parameter is unknown or its value is not allowed, or error feedback would diverge.
         """
         built = self.instantiate(group)
         if not isinstance(built, Compressor):
             raise ConfigError(f"{group}._target_", self.target, "must be a Compressor class")
-        if self.error_feedback and self.parameters.get("unbiased"):
+        if self.error_feedback and built.expands:
             raise ConfigError(
-                f"{group}.unbiased",
+                f"{group}.error_feedback",
                 True,
-                "scales up what is sent, so that error feedback's residual would grow without "
-                f"bound; set it or {group}.error_feedback to false",
+                f"must be false: the error of {built!r} is larger than the update, so that the "
+                "residual would grow without bound",
             )
         return built
 

@@ -42,7 +42,7 @@ class Column:
 
 RESULTS_COLUMNS: Mapping[str, Column] = {
     "run_id": Column("string", "hash of the run's science config and the schema version"),
-    "status": Column("string", "done or failed; missing, in a report, if nothing was recorded"),
+    "status": Column("string", "done or failed; missing if nothing was recorded"),
     "error": Column("string", "why a failed run failed, or nothing was recorded"),
     "clients_per_round": Column("Int64", "clients sampled each round: max(1, floor(f x n))"),
     "model_parameters": Column("Int64", "coordinates of the vector that travels"),
@@ -207,13 +207,17 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     with suppress(FileNotFoundError, NotADirectoryError):
         try:
             status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ResultsError(f"{folder / STATUS} is damaged: {error}; delete {folder}") from None
         written_by = status.get("schema_version") if isinstance(status, dict) else None
         if written_by != SCHEMA_VERSION:
             raise ResultsError(
                 f"{folder} has schema version {written_by}, this version reads "
                 f"{SCHEMA_VERSION}; use another sweep folder (sweep=<name>)"
+            )
+        if not {"run_id", "status"} <= status.keys():
+            raise ResultsError(
+                f"{folder / STATUS} is damaged: no run_id or status; delete {folder}"
             )
         return dict(status)
     return None
@@ -245,13 +249,21 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     -------
     results : pandas.DataFrame
         A row per run: its configuration, then `RESULTS_COLUMNS`; ordered by the axes and the seed.
+        Runs that were announced and not recorded yet are ``missing``.
     rounds : pandas.DataFrame
         A row per run and round, `ROUNDS_COLUMNS`, the runs in the same order.
     """
     rows, folders = [], {}
     for folder in sorted(sweep_dir.iterdir()):
-        if folder.name.startswith(".") or (status := read_status(folder)) is None:
+        if folder.name.startswith(".") or not (folder / CONFIG).exists():
             continue
+        status = read_status(folder) or {
+            "run_id": folder.name,
+            "status": "missing",
+            "error": NEVER_RECORDED,
+            "schema_version": SCHEMA_VERSION,
+            "summary": {},
+        }
         science = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
         own = {key: status[key] for key in ("run_id", "status", "error", "schema_version")}
         rows.append({**config_columns(science), **own, **status["summary"]})
@@ -371,6 +383,8 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
             environments[row["run_id"]] = environment
     rows = pd.concat([_results_frame(own), *(f[_RESULTS_AND_SOURCE] for f in found)])
     results = _each_run_once(rows.reset_index(drop=True), notes)
+    if results.empty:
+        raise ResultsError(f"{', '.join(map(str, [*folders, *tables]))}: holds no whole run")
     configs = _Configs(folder_of)
     settings, unknown = _settings(results["run_id"], found, configs)
     for run, why in unknown.items():
@@ -381,7 +395,7 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
     from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
     return Records(
         results,
-        _load_rounds(results, from_folder, notes),
+        _load_rounds(from_folder, _finished_elsewhere(found, folders, results), notes),
         _load_messages(from_folder if messages else {}),
         _load_alike(from_folder if messages else {}, TIMING, TIMING_COLUMNS, notes),
         _load_alike(from_folder, PARTS, PARTS_COLUMNS, notes),
@@ -390,6 +404,9 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         notes,
     )
 
+
+NEVER_RECORDED = "was announced but never recorded: run the sweep again"
+STATES = "done", "failed", "missing"
 
 _RESULTS_AND_SOURCE = [*RESULTS_COLUMNS, "source"]
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -462,7 +479,7 @@ def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str,
     """Return a run folder's row of results and its environment."""
     try:
         status = read_status(folder)
-        reason = f"was announced but never recorded: run the sweep again, or delete {folder}"
+        reason = f"{NEVER_RECORDED}, or delete {folder}"
     except ResultsError as error:
         if "damaged" not in str(error):
             raise
@@ -487,6 +504,10 @@ def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     """Read a table of results, wherever it came from; its settings come first."""
     table = _parse_csv(path, _read_whole_lines(path, notes), RESULTS_COLUMNS)
+    if lacking := [name for name in [*AXES, "seed"] if name not in table]:
+        raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
+    if not set(table["status"]) <= set(STATES):
+        raise ResultsError(f"{path} has a run whose status is none of {', '.join(STATES)}")
     versions = set(table["schema_version"].dropna()) | (
         {None} if table["schema_version"].isna().any() else set()
     )
@@ -552,6 +573,7 @@ def _settings(
     """
     beside = [name for name in _RESULTS_AND_SOURCE if name != "run_id"]
     own = [table.drop(columns=beside).set_index("run_id") for table in tables]
+    _refuse_contradictions(own)
     read: dict[str, dict[str, Any]] = {}
     unknown: dict[str, Exception] = {}
     for run in runs[~runs.isin({run for table in own for run in table.index})]:
@@ -566,6 +588,23 @@ def _settings(
     nothing = pd.Series(index=known.index, dtype=object)
     typed = {name: _typed(known.get(name, nothing)) for name in names}
     return pd.DataFrame(typed).reset_index(drop=True), unknown
+
+
+def _refuse_contradictions(settings: Sequence[pd.DataFrame]) -> None:
+    """Refuse tables that say different settings of one run, whose ``run_id`` is their hash.
+
+    Raises
+    ------
+    ResultsError
+        Naming the run and the setting.
+    """
+    known = pd.concat([pd.DataFrame(), *settings])
+    again = known[known.index.duplicated(keep=False)]
+    kinds = again.groupby(level=0).nunique().gt(1)
+    for run, differs in kinds[kinds.any(axis=1)].iterrows():
+        name = differs.idxmax()
+        values = ", ".join(map(str, again.loc[run, name].dropna().unique()))
+        raise ResultsError(f"run {run} has {name} {values} in different tables: one was changed")
 
 
 def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
@@ -609,29 +648,57 @@ def _typed(values: pd.Series) -> pd.Series:
     return values.astype("string")
 
 
+def _finished_elsewhere(
+    tables: Iterable[pd.DataFrame], folders: Iterable[Path], results: pd.DataFrame
+) -> dict[Path, set[str]]:
+    """Return the runs that tables other than those beside the run folders have as they count."""
+    beside = {folder.parent for folder in folders}
+    status = dict(zip(results["run_id"], results["status"], strict=True))
+    found = {}
+    for table in tables:
+        for source, rows in table.groupby("source"):
+            if Path(str(source)).parent not in beside:
+                counts = rows["status"] == rows["run_id"].map(status)
+                found[Path(str(source))] = set(rows.loc[counts, "run_id"])
+    return found
+
+
 def _load_rounds(
-    results: pd.DataFrame, folders: Mapping[str, Path], notes: list[str]
+    folders: Mapping[str, Path], tables: Mapping[Path, set[str]], notes: list[str]
 ) -> pd.DataFrame:
-    """Read the rounds of every run, from its folder or the CSV beside its results."""
+    """Read the rounds of every run, from its folder or the CSV beside its results.
+
+    Raises
+    ------
+    ResultsError
+        If one round of a run has different numbers in two places.
+    """
     own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
-    tables = [_no_rows(ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
-    known = {run for table in tables for run in table["run_id"].unique()}
+    parts = [_no_rows(ROUNDS_COLUMNS), *_read_alike(folders, ROUNDS, own, notes)]
+    known = {run for part in parts for run in part["run_id"].unique()}
     for run in [run for run in folders if run not in known]:
         path = folders[run] / ROUNDS
         if not path.exists() and (folders[run] / STATUS).exists():
             notes.append(f"run {run}: {path} is missing, so its rounds are unknown")
-    elsewhere = results[~results["run_id"].isin(list(folders))]
-    for source, runs in elsewhere.groupby("source")["run_id"]:
-        table = Path(str(source))
-        path = table.with_name(table.name.replace("results", "rounds"))
-        if path == table or not path.exists():
-            notes.append(f"{source} has no {path.name} beside it, so its rounds are unknown")
+    for source, runs in tables.items():
+        path = source.with_name(source.name.replace("results", "rounds"))
+        if path == source or not path.exists():
+            if not runs <= set(folders):
+                notes.append(f"{source} has no {path.name} beside it, so its rounds are unknown")
             continue
         part = _parse_csv(path, _read_whole_lines(path, notes), ROUNDS_COLUMNS)
-        part = part.loc[part["run_id"].isin(runs), list(ROUNDS_COLUMNS)]
-        tables.append(part.drop_duplicates(["run_id", "round"]))
-    rounds = pd.concat(tables, ignore_index=True)
-    return rounds.astype({name: column.dtype for name, column in ROUNDS_COLUMNS.items()})
+        parts.append(part.loc[part["run_id"].isin(runs), list(ROUNDS_COLUMNS)])
+    dtypes = {name: column.dtype for name, column in ROUNDS_COLUMNS.items()}
+    rounds = pd.concat(parts, ignore_index=True).astype(dtypes)
+    if not tables:
+        return rounds
+    rounds = rounds.drop_duplicates(ignore_index=True)
+    if (again := rounds.duplicated(["run_id", "round"])).any():
+        run, number = rounds.loc[again, ["run_id", "round"]].iloc[0]
+        raise ResultsError(
+            f"run {run} has different numbers for round {number} in two places: leave one out"
+        )
+    return rounds
 
 
 def _load_alike(
@@ -666,9 +733,15 @@ def _read_alike(
 def _load_messages(folders: Mapping[str, Path]) -> pd.DataFrame:
     parts = [_no_rows(MESSAGES_COLUMNS).assign(run_id=pd.Series(dtype="string"))]
     for run, folder in folders.items():
-        if (folder / MESSAGES).exists():
-            part = pq.read_table(folder / MESSAGES, partitioning=None).to_pandas()
-            parts.append(part.assign(run_id=run))
+        path = folder / MESSAGES
+        if path.exists():
+            try:
+                table = pq.read_table(path, partitioning=None, columns=list(MESSAGES_COLUMNS))
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ResultsError(f"{path} is damaged: {error}; leave {folder} out") from None
+            if lacking := set(MESSAGES_COLUMNS) - set(table.column_names):
+                raise ResultsError(f"{path} has no column {', '.join(sorted(lacking))}")
+            parts.append(table.to_pandas().assign(run_id=run))
     messages = pd.concat(parts, ignore_index=True)
     dtypes = {"run_id": "string", **{n: column.dtype for n, column in MESSAGES_COLUMNS.items()}}
     return messages[list(dtypes)].astype(dtypes)

@@ -6,10 +6,12 @@ import copy
 import hashlib
 import json
 import math
+import os
 import platform
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -287,9 +289,27 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": _processor(),
+        "device": _device(config.device),
         **_versions(),
         "execution": config.model_dump(include=set(EXECUTION_KEYS)),
     }
+
+
+@lru_cache
+def _processor() -> str:
+    """Name the processor and how many cores of it there are: sums may round differently."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux says more here
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _device(name: str) -> str:
+    """Name the device that trains."""
+    on_gpu = name != "cpu" and torch.cuda.is_available()
+    return torch.cuda.get_device_name() if on_gpu else "cpu"
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import pandas as pd
@@ -302,9 +302,10 @@ def _start(config: RunConfig) -> None:
     """Start the workers; meanwhile, for that is mostly waiting, import what a run needs."""
     from fedbw_sweep.federated.simulation import start
 
-    with ThreadPoolExecutor(1) as importer:
-        importer.submit(import_module, "fedbw_sweep.run")
-        start(config)
+    importer = Thread(target=import_module, args=["fedbw_sweep.run"], daemon=True)
+    importer.start()
+    start(config)
+    importer.join()
 
 
 def _label(config: RunConfig) -> str:

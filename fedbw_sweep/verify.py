@@ -105,19 +105,15 @@ def verify(
     config = recorded_config(run, execution)
     from fedbw_sweep.run import execute  # torch, Ray and Flower, only once there is work for them
 
+    recorded = _tables(run)
     with TemporaryDirectory(prefix="fedbw_sweep-") as folder:
         execute(config, Path(folder), observe)
         again = Path(folder) / config.run_id
         differences: list[str] = []
         compared = 0
-        for name, read in (
-            (ROUNDS, pd.read_csv),
-            (MESSAGES, pd.read_parquet),
-            (PARTS, pd.read_csv),
-        ):
-            if name == PARTS and not (run / PARTS).exists():
-                continue
-            compared += _compare_tables(name, read(run / name), read(again / name), differences)
+        for name, table in _tables(again).items():
+            if name in recorded:
+                compared += _compare_tables(name, recorded[name], table, differences)
         old, new = (json.loads((f / "status.json").read_text("utf-8")) for f in (run, again))
     if new["error"]:
         differences.append(f"the run failed this time: {new['error'].strip().splitlines()[-1]}")
@@ -125,6 +121,25 @@ def verify(
     environment: list[str] = []
     _compare("", _versions(old), _versions(new), environment)
     return Verification(compared, differences, environment)
+
+
+def _tables(run: Path) -> dict[str, pd.DataFrame]:
+    """Read a run's tables by their files' names; ``parts.csv`` may be missing.
+
+    Raises
+    ------
+    ResultsError
+        If another one is missing or one is damaged.
+    """
+    tables = {}
+    for name, read in ((ROUNDS, pd.read_csv), (MESSAGES, pd.read_parquet), (PARTS, pd.read_csv)):
+        if name == PARTS and not (run / PARTS).exists():
+            continue
+        try:
+            tables[name] = read(run / name)
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"{run / name} cannot be read: {error}") from None
+    return tables
 
 
 def _compare_tables(name: str, old: pd.DataFrame, new: pd.DataFrame, differences: list[str]) -> int:

@@ -101,8 +101,18 @@ def test_weights_are_not_fed_back(run_config: Build) -> None:
     run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
 
 
-def test_unbiased_sparsification_is_not_fed_back(run_config: Build) -> None:
-    with pytest.raises(ConfigError, match=r"compression\.unbiased=True: .*residual would grow"):
+def test_what_would_diverge_is_not_fed_back(run_config: Build) -> None:
+    for too_coarse in (["qsgd", "levels=8"], ["eden", "bits=0.75"], ["randk", "density=0.4"]):
+        name, parameter = too_coarse
+        choice = f"compression={name}", f"compression.{parameter}"
+        with pytest.raises(ConfigError, match=r"compression\.error_feedback=True: .*would grow"):
+            run_config(*choice, "compression.error_feedback=true")
+        run_config(*choice)
+    for fine in (["qsgd", "levels=16"], ["eden", "bits=1"], ["randk", "density=0.5"]):
+        name, parameter = fine
+        fed_back = "compression.error_feedback=true"
+        run_config(f"compression={name}", f"compression.{parameter}", fed_back)
+    with pytest.raises(ConfigError, match=r"compression\.error_feedback=True"):
         run_config("compression=randk", "compression.error_feedback=true")
     run_config("compression=randk", "compression.error_feedback=true", "compression.unbiased=false")
 

@@ -274,3 +274,58 @@ def test_nothing_but_failures_is_a_report(tmp_path: Path, run_config: Build) -> 
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert not list((tmp_path / "out" / "figures").iterdir())
     assert "boom" in (tmp_path / "out" / "tables" / "failures.md").read_text()
+
+
+def test_rounds_of_one_run_that_differ_stop(sweep: Path) -> None:
+    rounds = other_machine(sweep).with_name("rounds.csv")
+    assert len(load_records([sweep, rounds.with_name("results.csv")]).rounds) > 0
+    table = pd.read_csv(rounds)
+    table.loc[1, "loss"] = 9.9
+    table.to_csv(rounds, index=False)
+    alone = load_records(rounds.with_name("results.csv"))
+    assert 9.9 in set(alone.rounds["loss"])
+    with pytest.raises(ResultsError, match=r"has different numbers for round \d in two places"):
+        load_records([sweep, rounds.with_name("results.csv")])
+
+
+def test_settings_of_one_run_that_differ_stop(sweep: Path) -> None:
+    first, second = other_machine(sweep), other_machine(sweep, "results_2.csv")
+    load([first, second])
+    table = pd.read_csv(second, keep_default_na=False, dtype=str)
+    table.loc[0, "num_clients"] = "999"
+    table.to_csv(second, index=False)
+    with pytest.raises(ResultsError, match="has num_clients 3, 999 in different tables"):
+        load([first, second])
+
+
+@pytest.mark.parametrize("lost", ["compression", "num_clients", "seed"])
+def test_a_table_without_a_setting_is_refused(sweep: Path, lost: str) -> None:
+    path = other_machine(sweep)
+    pd.read_csv(path, dtype=str, keep_default_na=False).drop(columns=lost).to_csv(path, index=False)
+    with pytest.raises(ResultsError, match=f"has no column {lost}"):
+        load(path)
+
+
+def test_a_table_without_a_whole_row_is_refused(sweep: Path, tmp_path: Path) -> None:
+    path = other_machine(sweep)
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ResultsError, match="holds no whole run"):
+        load(path)
+    assert main([str(path), "--out", str(tmp_path / "report")]) == 2
+
+
+def test_a_killed_run_is_missing_in_a_table_too(sweep: Path, run_config: Build) -> None:
+    announce([run_config("seed=77")], sweep)
+    collect(sweep)
+    results = load(other_machine(sweep))
+    [row] = results[results["status"] == "missing"].to_dict("records")
+    assert row["seed"] == 77
+    assert "was announced but never recorded" in row["error"]
+
+
+@pytest.mark.parametrize("damage", [b"PAR1", b""])
+def test_damaged_messages_are_named(sweep: Path, damage: bytes) -> None:
+    run = str(load(sweep).query("status == 'done'")["run_id"].iloc[0])
+    (sweep / run / "messages.parquet").write_bytes(damage)
+    with pytest.raises(ResultsError, match=r"messages\.parquet is damaged"):
+        load_records(sweep)

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,11 +22,11 @@ import yaml
 from matplotlib.axes import Axes
 
 from fedbw_sweep import run
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import NetworkConfig, RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.report import figure
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.report.measure import Options, cell_curves, measure
+from fedbw_sweep.report.measure import Options, cell_curves, measure, measure_time
 from fedbw_sweep.report.render import Rendered, escape_latex
 from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
 from fedbw_sweep.results import RunRecord, announce, collect, load_records
@@ -393,8 +394,8 @@ def test_rounds_to_target_against_what_clients_do(
     options = Options(target_loss=3.0, baseline={"local_epochs": 1})
     rows = build(tmp_path, "rounds_to_target", options).frame.set_index("local_epochs")
     iid, natural = (f"rounds to target, data.partition={name}" for name in ("iid", "natural"))
-    assert rows[iid].to_dict() == {"1": "1 (1.0x)", "4": "— (not reached in 2 rounds)"}
-    assert rows[natural].to_dict() == {"1": "2 (1.0x)", "4": "1 (2.0x)"}
+    assert rows[iid].to_dict() == {"1": "1.0 (1.0x)", "4": "— (not reached in 2 rounds)"}
+    assert rows[natural].to_dict() == {"1": "2.0 (1.0x)", "4": "1.0 (2.0x)"}
     assert rows["total (MB), data.partition=natural"].to_dict() == {"1": "4.00", "4": "4.00"}
 
 
@@ -483,6 +484,33 @@ def test_an_ambiguous_baseline_is_refused(
     assert parsed == {"compression": "topk", "compression.density": 0.1}
     runs = measure(load_records(tmp_path), Options(baseline=parsed))
     assert runs["loss_difference"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("lost", ["none", "none, seed 2"])
+def test_time_without_a_baseline(
+    tmp_path: Path, run_config: Callable[..., RunConfig], lost: str
+) -> None:
+    small_sweep(tmp_path, run_config)
+    records = load_records(tmp_path)
+    none = records.results["compression"] == "none"
+    gone = none & (records.results["seed"].eq(2) | (lost == "none"))
+    assert gone.any()
+    results = records.results[~gone].reset_index(drop=True)
+    options = Options(networks=tuple(NetworkConfig.choices("home")))
+    records = replace(records, results=results)
+    timed = measure_time(measure(records, options), records, options)
+    without = timed["seed"].eq(2) | (lost == "none")
+    assert timed.loc[without, "break_even_mbit_s"].isna().all()
+
+
+def test_a_table_of_ones_own_needs_a_name_of_its_own(
+    tmp_path: Path, run_config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_sweep(tmp_path, run_config)
+    own = tmp_path / "compression.yaml"
+    own.write_text((SHIPPED / "compression.yaml").read_text())
+    assert main([str(tmp_path), "--out", str(tmp_path / "out"), "--spec", str(own)]) == 2
+    assert "has the name of a shipped table" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_pareto_front() -> None:

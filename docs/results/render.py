@@ -1,14 +1,16 @@
 """Fill this folder's pages with what the report makes of recorded runs.
 
 python docs/results/render.py PAGE...
+python docs/results/render.py --recorded PAGE...
 python docs/results/render.py --verify PAGE...
 
 A page names its commands in its first block of code: those that train, then the report's. This runs
 the report's, on ``outputs/`` when the others have been run, and replaces what stands between
 ``<!-- table NAME -->``, ``<!-- codecs -->`` or ``<!-- runs -->`` and ``<!-- end -->``, and the
 figures that the page shows. The runs' results.csv and rounds.csv are kept in a folder beside the
-page, so that its tables can be made again (``tests/test_experiments.py`` does). ``--verify`` does a
-run of each page's experiment again and puts what it found into README.md.
+page, so that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded``
+fills a page from them, when the report has changed and the runs have not. ``--verify`` does a run
+of each page's experiment again and puts what it found into README.md.
 """
 
 from __future__ import annotations
@@ -95,22 +97,34 @@ def sweeps(page: str) -> list[Path]:
     return [Path(word) for word in arguments if word.startswith("outputs/")]
 
 
-def render(name: str) -> None:
-    """Fill one page from ``outputs/``."""
-    path = HERE / f"{name}.md"
-    page = path.read_text(encoding="utf-8")
-    blocks = {"runs": describe(load_records(sweeps(page)))}
+def keep(name: str) -> dict[str, str]:
+    """Keep the numbers of a page's runs beside it; return what only their folders tell."""
+    folders = sweeps((HERE / f"{name}.md").read_text(encoding="utf-8"))
+    blocks = {"runs": describe(load_records(folders))}
     if (bench := Path("outputs", f"{name}_codecs", "codecs.csv")).exists():
         blocks["codecs"] = codecs(bench)
-    for folder in sweeps(page):
+    for folder in folders:
         (HERE / folder.name).mkdir(exist_ok=True)
         for file in (RESULTS, ROUNDS):
             shutil.copy(folder / file, HERE / folder.name / file)
+    return blocks
+
+
+def render(name: str, blocks: Mapping[str, str], moved: Mapping[str, Path]) -> None:
+    """Fill one page with these blocks and a report's tables and figures; see `make_report`."""
+    path = HERE / f"{name}.md"
+    page = path.read_text(encoding="utf-8")
     with TemporaryDirectory() as out:
-        make_report(page, {}, Path(out))
+        make_report(page, moved, Path(out))
         for folder, figure in FIGURE.findall(page):
             shutil.copy(Path(out) / "figures" / f"{figure}.png", HERE / folder / f"{figure}.png")
-        path.write_text(fill(page, blocks | tables(Path(out))), encoding="utf-8")
+        path.write_text(fill(page, {**blocks, **tables(Path(out))}), encoding="utf-8")
+
+
+def render_recorded(name: str) -> None:
+    """Fill one page from the numbers kept beside it, but for what only run folders tell."""
+    page = (HERE / f"{name}.md").read_text(encoding="utf-8")
+    render(name, {}, {str(folder): HERE / folder.name for folder in sweeps(page)})
 
 
 def verify_a_sample(names: list[str]) -> None:
@@ -131,6 +145,9 @@ def verify_a_sample(names: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--verify"]:
         verify_a_sample(sys.argv[2:])
+    elif sys.argv[1:2] == ["--recorded"]:
+        for given in sys.argv[2:]:
+            render_recorded(given)
     else:
         for given in sys.argv[1:]:
-            render(given)
+            render(given, keep(given), {})

@@ -188,6 +188,19 @@ class Compressor(ABC):
     """Whether a model's weights may be encoded as they are, and not only differences: the error is
     small beside each weight, or each block's largest."""
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expected decoded update is the update, up to rounding."""
+        return False
+
+    @property
+    def expands(self) -> bool:
+        """Whether the error of a dense update is larger than the update.
+
+        Error feedback would then add ever more than it makes up for.
+        """
+        return False
+
     def encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         """Compress one update.
 

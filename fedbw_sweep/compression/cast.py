@@ -42,6 +42,8 @@ class Dense(Compressor):
 class Float16(Compressor):
     """IEEE half precision (1 sign, 5 exponent, 10 mantissa bits), rounded to nearest even.
 
+    binary16 of IEEE 754-2008; for training Micikevicius et al. 2018, arXiv 1710.03740.
+
     Values beyond +-65504 saturate there; below 6e-8 they vanish.
     """
 
@@ -67,6 +69,8 @@ class Float16(Compressor):
 @dataclass(frozen=True)
 class BFloat16(Compressor):
     """bfloat16 (1 sign, 8 exponent, 7 mantissa bits), rounded to nearest even; keeps the range.
+
+    For training Kalamkar et al. 2019, arXiv 1905.12322.
 
     Values beyond +-3.39e38 saturate there.
     """

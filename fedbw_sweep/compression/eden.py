@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import sqrt
+from math import pi, sqrt
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -51,6 +51,16 @@ class Eden(Compressor):
         number = isinstance(self.bits, (int, float)) and not isinstance(self.bits, bool)
         if not number or not (0 < self.bits < 1 or self.bits in range(1, 9)):
             raise ConfigError("bits", self.bits, "an integer from 1 to 8, or between 0 and 1")
+
+    @property
+    def unbiased(self) -> bool:
+        """See `Compressor`."""
+        return True
+
+    @property
+    def expands(self) -> bool:
+        """See `Compressor`: the error is ``pi / 2 / bits - 1`` of the update below one bit."""
+        return self.bits < pi / 4
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""

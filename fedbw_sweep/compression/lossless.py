@@ -20,6 +20,9 @@ _COMMON = 1 << 12
 class Lossless(Compressor):
     """Exponents and the bytes of mantissas, entropy coded apart; decodes to the very same bits.
 
+    As ZipNN does with weights (Hershcovitch et al. 2024, arXiv 2411.05239), with tables in place of
+    its Huffman codes.
+
     Exponents are coded with a table per tensor, then the sign and the mantissa, as three bytes,
     with tables by exponent: an update is a difference of two float32 weights, so the smaller it is
     the more of its last bits are zero.

@@ -76,12 +76,13 @@ def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
     magnitudes = np.abs(values)
     scale = magnitudes.mean(dtype=np.float64) if kind == "sign" else magnitudes.max()
     encoder.floats(np.array([scale], np.float32))
+    unit = np.float64(scale) or np.float64(1)  # values that are all zero have no scale
     if kind == "fp16":
-        encoder.floats((values / np.float64(scale)).astype(np.float16))
+        encoder.floats((values / unit).astype(np.float16))
         return
     encoder.bits(np.signbit(values).astype(np.int64), 1)
     if kind == "int8":
-        encoder.integers(np.rint(magnitudes * (127 / np.float64(scale))).astype(np.int64))
+        encoder.integers(np.rint(magnitudes * (127 / unit)).astype(np.int64))
 
 
 def _decode_values(decoder: Decoder, counts: Ints, kind: str) -> NDArray[np.floating[Any]]:
@@ -248,7 +249,8 @@ class RandK(Compressor):
         How the kept values travel. ``sign`` sends their signs and their mean magnitude.
     unbiased : bool
         Whether the decoder multiplies by size / kept, which makes the expected update exact up to
-        the rounding of `values`. With error feedback it must not: the residual would grow.
+        the rounding of `values`. With error feedback it must not, unless half are kept: the
+        residual would grow.
     """
 
     density: float = 0.01
@@ -260,6 +262,11 @@ class RandK(Compressor):
         _check_values(self.values)
         if not isinstance(self.unbiased, bool):
             raise ConfigError("unbiased", self.unbiased, "true or false")
+
+    @property
+    def expands(self) -> bool:
+        """See `Compressor`: the error is ``1 / density - 1`` of the update."""
+        return self.unbiased and self.density < 1 / 2
 
     def expected_bytes(self, layout: Layout) -> int:
         """Size in bytes to within a few, less what int8 values gain from entropy coding."""

@@ -26,6 +26,8 @@ _LARGEST = np.float32(0.98 * 2.0**128)
 class Uniform(Compressor):
     """Equally spaced levels, with one bfloat16 scale for each block of coordinates.
 
+    Blocks keep an outlier's harm to its neighbours (Dettmers et al. 2022, arXiv 2110.02861).
+
     Nearest rounding puts the coordinate of largest magnitude on the lowest of the two's complement
     levels ``-2**(bits-1) .. 2**(bits-1) - 1``, with a negative scale where it is positive: all
     levels are used and zero stays zero. At 4 bits that leaves 22% less squared error than levels
@@ -55,6 +57,11 @@ class Uniform(Compressor):
             raise ConfigError("block", self.block, f"an integer from 1 to {_TILE}")
         if self.rounding not in ("nearest", "stochastic"):
             raise ConfigError("rounding", self.rounding, "nearest or stochastic")
+
+    @property
+    def unbiased(self) -> bool:
+        """See `Compressor`."""
+        return self.rounding == "stochastic"
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""
@@ -148,6 +155,16 @@ class QSGD(Compressor):
             raise ConfigError("levels", self.levels, f"an integer from 1 to {1 << 14}")
         if type(self.bucket) is not int or not 1 <= self.bucket <= _TILE:
             raise ConfigError("bucket", self.bucket, f"an integer from 1 to {_TILE}")
+
+    @property
+    def unbiased(self) -> bool:
+        """See `Compressor`."""
+        return True
+
+    @property
+    def expands(self) -> bool:
+        """See `Compressor`: the error is nearly ``sqrt(2 * bucket / pi) / levels - 1`` of it."""
+        return 4 * self.levels**2 < self.bucket
 
     def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         if not update.size:

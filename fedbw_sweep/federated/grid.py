@@ -45,6 +45,8 @@ GRACE_S = 10.0
 
 Reference = Any
 """A ray.ObjectRef."""
+Stored = dict[int, tuple[ArrayRecord, Reference]]
+"""What a round's messages share, by identity; kept alive, so that no other takes its identity."""
 
 
 class _Asked(NamedTuple):
@@ -100,7 +102,7 @@ class RayGrid(Grid):
         timeout : float, optional
             Seconds a client may take from the moment it starts.
         """
-        stored: dict[int, Reference] = {}
+        stored: Stored = {}
         in_flight: deque[_Asked] = deque()
         try:
             for message in messages:
@@ -114,7 +116,7 @@ class RayGrid(Grid):
                 ray.cancel(asked.reply)
 
     def _arguments(
-        self, message: Message, stored: dict[int, Reference], timeout: float | None
+        self, message: Message, stored: Stored, timeout: float | None
     ) -> tuple[Any, ...]:
         """Take a message apart into what the task is given, arrays as references."""
         arrays: dict[str, Reference] = {}
@@ -122,8 +124,8 @@ class RayGrid(Grid):
         for name, record in message.content.items():
             if isinstance(record, ArrayRecord):
                 if id(record) not in stored:
-                    stored[id(record)] = ray.put(_by_reference(record))
-                arrays[name] = stored[id(record)]
+                    stored[id(record)] = record, ray.put(_by_reference(record))
+                _, arrays[name] = stored[id(record)]
             else:
                 rest[name] = record
         about = message.metadata

@@ -29,7 +29,14 @@ def worker_count(backend: BackendConfig) -> int:
     """Clients that can train at the same time."""
     if ray.is_initialized():
         return grid.worker_count()
-    return backend.workers or os.cpu_count() or 1
+    return backend.workers or cores()
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has in a container or a Slurm job."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def start(config: RunConfig) -> None:

@@ -74,8 +74,14 @@ def write_report(
     records = replace(records, rounds=by_run)
     runs = measure(records, options)
     builder, notes, chosen = TableBuilder(runs, options), [], []
-    for path in [*sorted(SHIPPED.glob("*.yaml")), *specs]:
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    own = {path.stem: path for path in specs}
+    if taken := [path for name, path in own.items() if name in {*shipped, "failures"}]:
+        raise ConfigError("--spec", taken[0], "has the name of a shipped table; rename it")
+    for path in (shipped | own).values():
         spec = load_spec(path)
+        if path in own.values():
+            builder.check(spec)
         if why := builder.why_not(spec):
             notes.append(f"table {path.stem} is left out: it {why}")
         else:
@@ -100,6 +106,8 @@ def write_report(
 
     timed = builder
     if options.networks:
+        if alone := set(runs.loc[runs["status"] == "done", "run_id"]) - set(records.environments):
+            notes.append(f"{len(alone)} runs have no folder, so that their time is unknown")
         timed = TableBuilder(measure_time(runs, records, options), options)
     tables = []
     for name, spec in chosen:
@@ -108,8 +116,7 @@ def write_report(
         tables.append((timed if needs_time else builder).build(name, spec))
     if failures := builder.failures():
         tables.append(failures)
-    known = {path.stem for path in SHIPPED.glob("*.yaml")} | {"failures"}
-    for name in known - {table.name for table in tables}:
+    for name in {*shipped, "failures"} - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     for table in tables:
@@ -139,6 +146,11 @@ def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame
     if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}
+    if any(name.partition(".")[0] in ("model", "data") for name in varying_settings(done)):
+        notes.append(
+            "the figures compare losses of different models or texts, which have no common scale: "
+            "make a report of each"
+        )
     names = "loss_against_bytes", "pareto_front", "bytes_by_round"
     figures: dict[str, tuple[pd.DataFrame, ...]] = dict.fromkeys(names, (curves,))
     if records.parts["run_id"].isin(done["run_id"]).any():

@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dv*P"
 LINES = "-", "--", "-."
 
-NAMED = 10
+NAMED = 12
 """Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
 
 OTHERS = 100
@@ -185,7 +185,8 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
 def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> None:
     """Draw loss against local epochs when every cell has sent the same uplink bytes.
 
-    The budget is what the cell that sends least sends in all, so that every cell spends it.
+    The budget is what the cell that sends least sends in all, so that every cell can spend it;
+    cells whose first round takes more are left out.
 
     Parameters
     ----------
@@ -198,6 +199,7 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     """
     budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
+    spent = spent[(spent["sent_up"] > 0) | (budget == 0)]
     done = results[results["status"] == "done"]
     settings = settings_of(done)
     cells = run_labels(done, settings)

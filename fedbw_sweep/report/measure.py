@@ -150,7 +150,8 @@ def measure_time(runs: pd.DataFrame, records: Records, options: Options) -> pd.D
     ).reindex(reference.index)
     saved = own.reindex(reference).set_axis(own.index) - own
     speed = break_even_mbit_s(saved["link_bytes"], -saved["codec_seconds"])
-    own["break_even_mbit_s"] = np.where(reference == reference.index, np.nan, speed)
+    itself = (reference == reference.index).fillna(False).to_numpy(bool)
+    own["break_even_mbit_s"] = np.where(itself, np.nan, speed)
     tables = []
     for network in options.networks:
         found = own.join(run_seconds(network, done, records.messages))

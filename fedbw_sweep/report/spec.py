@@ -147,11 +147,25 @@ class TableBuilder:
         done = self.known[self.known["status"] == "done"]
         return bool(is_baseline(done, self.options.baseline).any())
 
-    def why_not(self, spec: TableSpec) -> str | None:
-        """Say what a table lacks, or None if it can be built."""
-        if unknown := [name for name in [*spec.rows, *spec.columns] if name not in self.known]:
+    def check(self, spec: TableSpec) -> None:
+        """Refuse a user's table of settings that the runs do not have.
+
+        Raises
+        ------
+        ConfigError
+            Naming the first.
+        """
+        if unknown := self._unknown(spec):
             vary = ", ".join(self.settings)
             raise ConfigError("--spec: rows", unknown[0], f"no such setting; these vary: {vary}")
+
+    def _unknown(self, spec: TableSpec) -> list[str]:
+        return [name for name in [*spec.rows, *spec.columns] if name not in self.known]
+
+    def why_not(self, spec: TableSpec) -> str | None:
+        """Say what a table lacks, or None if it can be built."""
+        if unknown := self._unknown(spec):
+            return f"needs {' and '.join(unknown)}, which the runs were recorded without"
         measures = {value.value for value in spec.measures}
         if measures & set(TIME_MEASURES) and not self.options.networks:
             return "needs --network"

@@ -31,7 +31,28 @@ from fedbw_sweep.errors import DivergenceError, PayloadError
 
 CONF = Path(__file__).parents[2] / "conf" / "compression"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-every_method = pytest.mark.parametrize("name", NAMES)
+VARIANTS = [
+    *(
+        f"{method} values={kind}"
+        for method in ("topk", "randk")
+        for kind in ("fp16", "int8", "sign")
+    ),
+    *(f"int{bits} rounding=stochastic" for bits in (8, 4, 2)),
+    "topk values=int8 density=1",
+    "threshold values=sign",
+    "sign scale=row",
+    "qsgd levels=1",
+    "eden bits=0.25",
+    "eden bits=3",
+    "sketch counters=1",
+    "ecsq step=0.01",
+    "ecsq target_nmse=0.1",
+    "lowrank_ecsq step=0.1",
+    "lowrank_ecsq target_bits=1",
+]
+"""Parameters that take another way through a method than its defaults do."""
+every_choice = pytest.mark.parametrize("name", NAMES)
+every_method = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
 examples = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -43,8 +64,11 @@ def read_choice(name: str) -> dict[str, Any]:
     return choice
 
 
-def load_compressor(name: str) -> Compressor:
+def load_compressor(method: str) -> Compressor:
+    """Build a choice of conf/compression, with parameters after its name if any."""
+    name, *changed = method.split()
     choice = read_choice(name)
+    choice |= {key: yaml.safe_load(value) for key, value in (c.split("=") for c in changed)}
     module, _, cls = choice["_target_"].rpartition(".")
     parameters = {
         key: value
@@ -156,14 +180,14 @@ def test_there_are_choices() -> None:
     assert {"none", "fp16", "int8"} <= set(NAMES)
 
 
-@every_method
+@every_choice
 def test_yaml_names_itself_and_states_error_feedback(name: str) -> None:
     choice = read_choice(name)
     assert choice["name"] == name
     assert type(choice["error_feedback"]) is bool
 
 
-@every_method
+@every_choice
 def test_every_parameter_has_a_comment(name: str) -> None:
     for line in (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith(("#", " ", "name:", "_target_:")):
