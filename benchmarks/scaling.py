@@ -102,6 +102,25 @@ def sampled_clients() -> None:
         print(f"| {sampled} | {peak.megabytes:,.0f} | {seconds:.1f} |", flush=True)
 
 
+def model_sizes() -> None:
+    """Time rounds of 10 clients that train nothing, with models of more and more bytes."""
+    print("| message, MB | s a round, median of 5 | min to max | GB/s up and down |")
+    print("|---:|---:|---|---:|")
+    for vocabulary in (512, 12_800, 50_304, 201_216):
+        model = "model=tiny", f"model.architecture.vocab_size={vocabulary}"
+        engine = Engine(*model, "num_clients=10", "fraction_fit=1.0", "rounds=6", *NO_TRAINING)
+        from fedbw_sweep.run import execute
+
+        record = execute(engine.config, engine.folder)
+        assert record.error is None, record.error
+        rounds = [row["round_seconds"] - row["evaluate_seconds"] for row in record.timing[2:]]
+        message = record.summary["dense_message_bytes"]
+        seconds = statistics.median(rounds)
+        spread = f"{min(rounds):.2f} to {max(rounds):.2f}"
+        rate = 2 * 10 * message / 1e9 / seconds
+        print(f"| {message / 1e6:.1f} | {seconds:.2f} | {spread} | {rate:.2f} |", flush=True)
+
+
 @contextmanager
 def capped_memory() -> Iterator[Path | None]:
     """Make a cgroup for what is to have `MEMORY_CAP` together, inside this process's own."""
@@ -177,5 +196,7 @@ if __name__ == "__main__":
     existing_clients()
     print()
     sampled_clients()
+    print()
+    model_sizes()
     print()
     residuals()

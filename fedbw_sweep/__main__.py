@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
 import hydra
 import psutil
@@ -28,22 +31,28 @@ def arrange(arguments: list[str]) -> list[str]:
     return multirun + rest + ["verbose=true"] * ("-v" in arguments)
 
 
+def interrupted(signum: int, frame: FrameType | None) -> NoReturn:
+    """On Ctrl-C, end at once, with every process that was started.
+
+    An exception would not do: in a callback of the interpreter's it is ignored, runs in other
+    threads hold the process up, waiting for replies that never come, and Ray's own processes notice
+    only later that nobody is left.
+    """
+    stop_showing_progress()
+    os.write(2, b"\ninterrupted: finished runs are kept; the same command goes on\n")
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(130)
+
+
 def main() -> None:
     """Run the command line; exit with 1 if any run failed, 2 if nothing could start."""
+    signal.signal(signal.SIGINT, interrupted)
     sys.argv[1:] = arrange(sys.argv[1:])
-    try:
-        with errors_end_the_command():
-            cell()
-            code = finish()
-    except KeyboardInterrupt:
-        stop_showing_progress()
-        print("\ninterrupted: finished runs are kept; the same command goes on", file=sys.stderr)
-        # Runs in other threads would hold the process up, waiting for replies that never come, and
-        # Ray's own processes would notice only later that nobody is left.
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        os._exit(130)
+    with errors_end_the_command():
+        cell()
+        code = finish()
     sys.exit(code)
 
 

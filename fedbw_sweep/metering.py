@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp.typing import ClientAppCallable
 
 from fedbw_sweep.errors import MeteringError
 
 RECEIVED_PAYLOAD, RECEIVED_MESSAGE = "received-payload-bytes", "received-message-bytes"
 SENT_PAYLOAD, SENT_MESSAGE = "sent-payload-bytes", "sent-message-bytes"
 METRICS = "metrics"
+
+ClientAppCallable = Callable[[Message, Context], Message]
+"""What a client mod calls: the next mod, or the ClientApp itself."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import pairwise
 from math import ceil
 from typing import Any, Self
 
@@ -28,6 +29,7 @@ class Codec:
     name: str
     encode: Callable[[FloatVector, np.random.Generator], bytes]
     decode: Callable[[bytes], FloatVector]
+    unbiased: bool = False
 
     @classmethod
     def of(cls, name: str, compressor: Compressor, layout: Layout) -> Self:
@@ -36,6 +38,7 @@ class Codec:
             name,
             lambda update, rng: compressor.encode(update, layout, rng),
             lambda payload: compressor.decode(payload, layout),
+            compressor.unbiased,
         )
 
 
@@ -172,7 +175,9 @@ def _openfl(layout: Layout) -> Iterator[Codec]:
 
     for bits in (1, 2, 4):
         pipeline = EdenPipeline(n_bits=bits)
-        yield Codec(f"OpenFL Eden {bits} bit", partial(encode, pipeline), partial(decode, pipeline))
+        yield Codec(
+            f"OpenFL Eden {bits} bit", partial(encode, pipeline), partial(decode, pipeline), True
+        )
 
 
 def _fedlab(layout: Layout) -> Iterator[Codec]:
@@ -237,11 +242,40 @@ def _pysz(layout: Layout) -> Iterator[Codec]:
         data = np.frombuffer(payload, np.uint8)
         return np.asarray(sz.decompress(data, np.float32, (layout.size,))[0])
 
-    for mode, bound in (("abs", 5e-3), ("abs", 2e-3), ("rel", 1e-3)):
+    def configured(mode: str, bound: float) -> Any:
         config = szConfig()
         config.errorBoundMode = getattr(szErrorBoundMode, mode.upper())
         setattr(config, f"{mode}ErrorBound", bound)
-        yield Codec(f"SZ3 {mode} {bound}", partial(encode, config), decode)
+        return config
+
+    for mode, bound in (("abs", 5e-3), ("abs", 2e-3), ("rel", 1e-3)):
+        yield Codec(f"SZ3 {mode} {bound}", partial(encode, configured(mode, bound)), decode)
+
+    # FedSZ, as APPFL has it: each tensor of over 1,024 elements by itself, relative to its range.
+    # APPFL's own wrapper needs an SZ3 that is built from source.
+    large = [tensor.size > 1024 for tensor in layout.floats]
+
+    def encode_each(config: Any, update: FloatVector, rng: np.random.Generator) -> bytes:
+        parts = [
+            encode(config, array.ravel(), rng) if is_large else array.tobytes()
+            for (_, array), is_large in zip(layout.split(update), large, strict=True)
+        ]
+        return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
+
+    def decode_each(payload: bytes) -> FloatVector:
+        ends = 4 * len(large) + np.cumsum(np.frombuffer(payload, "<u4", len(large)))
+        parts = [payload[a:b] for a, b in pairwise([4 * len(large), *ends.tolist()])]
+        arrays = [
+            np.asarray(sz.decompress(np.frombuffer(part, np.uint8), np.float32, (tensor.size,))[0])
+            if is_large
+            else np.frombuffer(part, np.float32)
+            for part, tensor, is_large in zip(parts, layout.floats, large, strict=True)
+        ]
+        return np.concatenate([np.empty(0, np.float32), *arrays])
+
+    for bound in (0.1, 0.03, 0.01):
+        config = configured("rel", bound)
+        yield Codec(f"FedSZ: SZ3 rel {bound}", partial(encode_each, config), decode_each)
 
 
 def _bytes_codec(

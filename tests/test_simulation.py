@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 
 from fedbw_sweep.report import __main__ as report
 
@@ -22,9 +24,24 @@ pytestmark = pytest.mark.ray
 
 PYTHIA_BYTES = 56_270_848
 
+STOP_S = 30
+"""For Ctrl-C: far more than the few seconds that it takes, for tests may share the cores."""
+
 GRID = ("-m", *SMALL, "compression=none,topk,lowrank", "seed=1,2")
 HALF = (*GRID[:-1], "seed=2")
 """Each of its three cells is also one of the grid's six: it must leave the same rows."""
+
+
+SLURM_HERE = (
+    "hydra/launcher=slurm",
+    "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    *(
+        f"~hydra.launcher.{field.name}"
+        for field in fields(SlurmQueueConf)
+        if field.name not in {own.name for own in fields(LocalQueueConf)}
+    ),
+)
+"""The Slurm example with submitit's local executor, which knows nothing of Slurm's own keys."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -103,6 +120,7 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
         ("backend=flower", "backend.workers=2"),
         ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
         ("hydra/launcher=submitit_local", "backend.workers=1"),
+        (*SLURM_HERE, "backend.workers=1"),
     ],
     ids=lambda overrides: overrides[0] if len(overrides) else "",
 )
@@ -115,12 +133,15 @@ def test_what_executes_the_runs_changes_no_byte(
 
 def test_clients_hold_their_models_on_every_engine(tmp_path: Path) -> None:
     """Updates on the way down are added to what a client's state holds, here for five rounds."""
-    settings = ("num_clients=5", "rounds=5", "clients.dropout=0.2", "compression@downlink=topk")
+    settings = ("num_clients=5", "rounds=5", "clients.dropout=0.4", "compression@downlink=topk")
     for backend in ("ray", "flower"):
         sweep(tmp_path / backend, *SMALL, *settings, f"backend={backend}", "backend.workers=2")
     ray, flower = (tmp_path / name / "outputs" / "main" for name in ("ray", "flower"))
     assert_same_runs(ray, flower)
     [row] = pd.read_csv(ray / "results.csv").to_dict("records")
+    messages = pd.read_parquet(ray / row["run_id"] / "messages.parquet")["direction"].value_counts()
+    assert messages["downlink"] == 5 * 2
+    assert 0 < messages["uplink"] < messages["downlink"], "no client dropped out"
     assert row["downlink_ratio"] > 3
     assert row["loss"] < row["initial_loss"]
 
@@ -161,12 +182,26 @@ def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
     own = [psutil.Process(process.pid), *workers_of(process.pid)]
     assert len(own) > 5
     process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=STOP_S)
     assert process.returncode == 130
     assert "the same command goes on" in printed
     assert len(list(tmp_path.glob("outputs/main/*/status.json"))) == 1
     assert not list(tmp_path.glob("outputs/main/.*"))
-    _, alive = psutil.wait_procs(own, timeout=10)
+    _, alive = psutil.wait_procs(own, timeout=STOP_S)
+    assert not alive
+
+
+@pytest.mark.parametrize("seconds", [3, 6])
+def test_ctrl_c_while_it_starts_leaves_no_process(tmp_path: Path, seconds: int) -> None:
+    process = start(tmp_path, *GRID)
+    time.sleep(seconds)
+    own = [psutil.Process(process.pid), *workers_of(process.pid)]
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=STOP_S)
+    assert process.returncode == 130, printed
+    assert "Traceback" not in printed
+    _, alive = psutil.wait_procs(own, timeout=STOP_S)
     assert not alive
 
 

@@ -261,6 +261,8 @@ class LowRankECSQ(ECSQ):
     target_nmse : float, optional
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
         `step` is not used; encoding takes several times as long.
+    rescale : bool
+        See `ECSQ`.
     max_rank : int
         Most components that a matrix is given; more take longer to find.
     """

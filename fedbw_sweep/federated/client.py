@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 from torch import nn
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
@@ -30,7 +29,7 @@ from fedbw_sweep.federated.wire import (
     unpack,
     unpack_state,
 )
-from fedbw_sweep.metering import METRICS, metering_mod
+from fedbw_sweep.metering import METRICS, ClientAppCallable, metering_mod
 from fedbw_sweep.modeling import (
     layout_of,
     pick_device,

@@ -28,7 +28,7 @@ import ray
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity  # not exported: tests pin what is used of it
+from flwr.supercore.task_identity import TaskIdentity  # not exported, see tests/test_flower.py
 from ray.exceptions import RayError, RayTaskError
 
 from fedbw_sweep.errors import ClientError

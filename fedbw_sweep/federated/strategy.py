@@ -19,7 +19,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.common.constant import SType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from hydra.utils import get_class
@@ -35,6 +34,8 @@ from fedbw_sweep.seeding import sample_clients
 
 CHUNK = 2**16
 MODEL = "model"
+NUMPY = "numpy.ndarray"
+"""Flower's name for how it serialises arrays."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class _Vector(Array):
     """A vector as it is: what a strategy holds between rounds goes nowhere, so why serialise it."""
 
     def __init__(self, vector: FloatVector) -> None:
-        super().__init__(str(vector.dtype), vector.shape, SType.NUMPY, b"")
+        super().__init__(str(vector.dtype), vector.shape, NUMPY, b"")
         self.vector = vector
 
     def numpy(self) -> FloatVector:

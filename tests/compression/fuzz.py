@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import resource
 import time
 
 import numpy as np
@@ -18,6 +19,8 @@ from fedbw_sweep.errors import PayloadError
 from .test_contract import NAMES, check_decoded, damaged, layout_of
 
 SLOWEST_S = 5.0
+MOST_MB = 200
+"""MiB that may be taken beyond what is there before the first payload."""
 
 
 def main() -> None:
@@ -35,6 +38,7 @@ def main() -> None:
     }
     outcomes: collections.Counter[str] = collections.Counter()
     slowest, end = 0.0, time.monotonic() + options.seconds
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     while time.monotonic() < end:
         dimensions = rng.integers(0, 4, rng.integers(1, 5))
         layout = layout_of(*(tuple(map(int, rng.integers(0, 40, n))) for n in dimensions))
@@ -58,9 +62,11 @@ def main() -> None:
                     print(f"{name} {layout.tensors} {hostile.hex()}")
                     raise
                 slowest = max(slowest, time.perf_counter() - started)
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # KiB on Linux
     assert slowest < SLOWEST_S, f"a decode took {slowest:.1f} s"
+    assert taken < MOST_MB, f"{taken:.0f} MiB were taken"
     print(f"{sum(outcomes.values()):,} payloads, {len(codecs)} codecs: {dict(outcomes)}")
-    print(f"slowest decode {slowest:.3f} s")
+    print(f"slowest decode {slowest:.3f} s; {taken:.0f} MiB of memory taken")
 
 
 if __name__ == "__main__":

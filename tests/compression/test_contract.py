@@ -46,6 +46,8 @@ VARIANTS = [
     "eden bits=3",
     "sketch counters=1",
     "ecsq step=0.01",
+    "ecsq rescale=true",
+    "lowrank_ecsq rescale=true target_nmse=0.3",
     "ecsq target_nmse=0.1",
     "lowrank_ecsq step=0.1",
     "lowrank_ecsq target_bits=1",

@@ -1,0 +1,121 @@
+"""Bits at equal error on updates of other kinds: is the flagship's gain that of one update?
+
+python benchmarks/updates.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+
+from fedbw_sweep.codecs import BenchConfig, error
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.ecsq import ECSQ
+from fedbw_sweep.compression.eden import Eden
+from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ
+from fedbw_sweep.config import CONF, ModelConfig
+from fedbw_sweep.data import Tokens, federate, windows
+from fedbw_sweep.modeling import (
+    ADAMW,
+    build_model,
+    layout_of,
+    load_tokenizer,
+    prepare_process,
+    read_arrays,
+    train,
+)
+from fedbw_sweep.seeding import rng_for
+
+NMSES = 0.133, 0.0095
+SIZES = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+GPT2 = {"model_type": "gpt2", "vocab_size": 512, "n_embd": 128, "n_layer": 4, "n_head": 4}
+LLAMA = {"model_type": "llama", "intermediate_size": 344, **SIZES}
+WIDE = {"model_type": "gpt_neox", **SIZES, "hidden_size": 512, "intermediate_size": 2048}
+WIDE |= {"num_hidden_layers": 2}
+
+Update = tuple[Layout, FloatVector]
+
+
+class Bench:
+    """One client's text and the model of the codec bench."""
+
+    def __init__(self) -> None:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            self.config = BenchConfig.from_hydra(compose("codecs", []))
+        c = self.config
+        tokenize = load_tokenizer(c.model)
+        text = federate(c.data, c.clients, c.sequence_length, c.seed, tokenize)
+        self.sequences: Tokens = windows(text.clients[0], c.sequence_length)
+
+    def update(
+        self,
+        steps: int,
+        before: int = 0,
+        architecture: dict[str, Any] | None = None,
+        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
+        lr: float = 1e-3,
+        rounded: bool = False,
+    ) -> Update:
+        """Train `before` steps, then `steps` more, whose update it is."""
+        own = {"weights": "random", "architecture": architecture, "name_or_path": None}
+        config = ModelConfig(name="other", **own) if architecture else self.config.model
+        model = build_model(config, self.config.seed)
+        for part, count in enumerate((before, steps)):
+            start = read_arrays(model)[0]
+            rng = rng_for(self.config.seed, "train", part)
+            how: dict[str, Any] = {"epochs": 0, "steps": count, "lr": lr, "rng": rng}
+            train(model, self.sequences, batch_size=8, optimizer=optimizer, **how)
+        end = read_arrays(model)[0]
+        if rounded:  # weights that are kept in bfloat16
+            start, end = (torch.from_numpy(v).bfloat16().float().numpy() for v in (start, end))
+        return layout_of(model), end - start
+
+
+def bits(compressor: Compressor, layout: Layout, update: FloatVector) -> tuple[float, float]:
+    """Return bits per coordinate and NMSE."""
+    payload = compressor.encode(update, layout, rng_for(0, "encode"))
+    return 8 * len(payload) / layout.size, error(compressor.decode(payload, layout), update)
+
+
+def main() -> None:
+    prepare_process()
+    bench = Bench()
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    kinds: dict[str, Callable[[], Update]] = {
+        "GPT-NeoX, 100 AdamW steps": lambda: bench.update(100),
+        "the same, weights rounded to bf16": lambda: bench.update(100, rounded=True),
+        "the same model, 20 steps after 500": lambda: bench.update(20, before=500),
+        "the same model, 100 SGD steps": lambda: bench.update(100, optimizer=sgd, lr=0.1),
+        "GPT-2, 60 AdamW steps": lambda: bench.update(60, architecture=GPT2),
+        "Llama, 60 AdamW steps": lambda: bench.update(60, architecture=LLAMA),
+        "GPT-NeoX of 512 x 2,048 matrices, 60 AdamW steps": lambda: bench.update(
+            60, architecture=WIDE
+        ),
+    }
+    methods = [
+        (f"{name}, NMSE {nmse:g}", cls(target_nmse=nmse), nmse)
+        for nmse in NMSES
+        for name, cls in (("`lowrank_ecsq`", LowRankECSQ), ("`ecsq`", ECSQ))
+    ]
+    eden = [(f"`eden` {n} bits: NMSE", Eden(n)) for n in (2, 4)]
+    heads = ["update", "coordinates", *(name for name, *_ in methods), *(name for name, _ in eden)]
+    print("| " + " | ".join(heads) + " |\n|---|" + "---:|" * (len(heads) - 1))
+    for kind, make in kinds.items():
+        layout, update = make()
+        cells = [kind, f"{layout.size:,}"]
+        for _, compressor, nmse in methods:
+            rate, found = bits(compressor, layout, update)
+            assert found <= nmse * (1 + 1e-6), (kind, compressor, found)
+            cells.append(f"{rate:.3f}")
+        cells += [f"{bits(compressor, layout, update)[1]:.3g}" for _, compressor in eden]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise", under="ignore")
+    main()
