@@ -87,7 +87,7 @@ def shown() -> list[str]:
 
 def test_every_experiment_has_its_page() -> None:
     index = (PAGES / "README.md").read_text(encoding="utf-8")
-    assert set(EXPERIMENTS) - {"small", "seed", "few_bytes"} == set(shown())
+    assert set(EXPERIMENTS) - {"small", "seed"} == set(shown())
     for name in shown():
         assert f"({name}.md)" in index
 

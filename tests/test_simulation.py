@@ -14,8 +14,10 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+import yaml
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
 
+from fedbw_sweep.config import CONF
 from fedbw_sweep.report import __main__ as report
 
 from .conftest import ROOT, SMALL
@@ -30,18 +32,6 @@ STOP_S = 30
 GRID = ("-m", *SMALL, "compression=none,topk,lowrank", "seed=1,2")
 HALF = (*GRID[:-1], "seed=2")
 """Each of its three cells is also one of the grid's six: it must leave the same rows."""
-
-
-SLURM_HERE = (
-    "hydra/launcher=slurm",
-    "hydra.launcher._target_=hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-    *(
-        f"~hydra.launcher.{field.name}"
-        for field in fields(SlurmQueueConf)
-        if field.name not in {own.name for own in fields(LocalQueueConf)}
-    ),
-)
-"""The Slurm example with submitit's local executor, which knows nothing of Slurm's own keys."""
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -120,7 +110,6 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
         ("backend=flower", "backend.workers=2"),
         ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
         ("hydra/launcher=submitit_local", "backend.workers=1"),
-        (*SLURM_HERE, "backend.workers=1"),
     ],
     ids=lambda overrides: overrides[0] if len(overrides) else "",
 )
@@ -128,6 +117,22 @@ def test_what_executes_the_runs_changes_no_byte(
     undisturbed: tuple[Path, str], tmp_path: Path, backend: tuple[str, ...]
 ) -> None:
     sweep(tmp_path, *HALF, *backend)
+    assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
+
+
+def test_the_slurm_example_with_submitits_local_executor(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The example as it is, but for what only Slurm knows."""
+    own = yaml.safe_load((CONF / "hydra" / "launcher" / "slurm.yaml").read_text(encoding="utf-8"))
+    there = {field.name for field in fields(LocalQueueConf)}
+    here = {key: value for key, value in own.items() if key in there}
+    assert {"cpus_per_task", "mem_gb", "timeout_min"} <= set(here)
+    choice = tmp_path / "conf" / "hydra" / "launcher" / "slurm_here.yaml"
+    choice.parent.mkdir(parents=True)
+    choice.write_text(yaml.safe_dump({"defaults": ["submitit_local"], **here}))
+    launcher = ("--config-dir", str(tmp_path / "conf"), "hydra/launcher=slurm_here")
+    sweep(tmp_path, *HALF, *launcher, "backend.workers=1")
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
 
 

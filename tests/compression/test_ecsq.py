@@ -234,3 +234,43 @@ def test_bad_parameters_are_refused() -> None:
     for value in (0, 1.5, True, "8"):
         with pytest.raises(ConfigError, match="max_rank="):
             LowRankECSQ(max_rank=value)  # type: ignore[arg-type]
+
+
+def test_rescaled_arrays_are_as_far_along_as_what_they_stand_for() -> None:
+    layout = layout_of((40, 50), (300,), (60, 20), (100,))
+    update = np.random.default_rng(3).standard_normal(layout.size).astype(np.float32)
+    for (_, array), scale in zip(layout.split(update), (1.0, 3.0, 0.6, 1e-3), strict=True):
+        array *= np.float32(scale)
+    plain, rescaled = (
+        compressor.decode(compressor.encode(update, layout, np.random.default_rng(0)), layout)
+        for compressor in (ECSQ(step=1.5), ECSQ(step=1.5, rescale=True))
+    )
+
+    def along(decoded: FloatVector) -> list[float]:
+        pairs = zip(layout.split(update), layout.split(decoded), strict=True)
+        return [
+            float(np.vdot(x.astype(float), y) / np.vdot(x.astype(float), x))
+            for (_, x), (_, y) in pairs
+        ]
+
+    before, after = along(plain), along(rescaled)
+    assert min(before[:3]) < 0.8
+    for old, new in zip(before[:3], after[:3], strict=True):
+        if old > 0.5:  # gains are sixteenths of an octave
+            assert abs(np.log2(new)) <= 1 / 32 + 1e-6
+        else:  # and at most twofold
+            assert new == pytest.approx(2 * old, rel=1e-5)
+    assert before[3] == after[3] == 0  # nothing of it is sent
+    for (_, x), (_, y) in zip(layout.split(plain), layout.split(rescaled), strict=True):
+        nonzero = x.ravel() != 0
+        ratios = y.ravel()[nonzero] / x.ravel()[nonzero]
+        np.testing.assert_allclose(ratios, ratios[:1].mean() if ratios.size else 1, rtol=1e-5)
+
+
+def test_a_rescaled_target_is_met_after_rescaling() -> None:
+    layout = layout_of((80, 50), (50,))
+    update = np.random.default_rng(3).standard_normal(layout.size).astype(np.float32)
+    compressor = ECSQ(target_nmse=0.3, rescale=True)
+    decoded = compressor.decode(compressor.encode(update, layout, np.random.default_rng(0)), layout)
+    nmse = np.square(update - decoded).sum() / np.square(update).sum()
+    assert 0.27 < nmse <= 0.3
