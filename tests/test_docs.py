@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config import EXECUTION_KEYS, RunConfig, config_columns
 from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
 from fedbw_sweep.results import (
@@ -24,7 +26,7 @@ from fedbw_sweep.results import (
     Column,
 )
 
-from .conftest import CONF, ROOT
+from .conftest import CONF, ROOT, config_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -104,14 +106,77 @@ def columns_page() -> str:
         "# Columns",
         "",
         "Types are pandas' names. An empty cell is a value that does not exist, such as the loss "
-        "of a failed run. Before its own columns, `results.csv` has one column for each setting of "
-        "the run's configuration: `num_clients`, `compression`, `compression.density` and so on, "
-        "as in `conf/`.",
+        "of a failed run, or a setting that the run's choices do not have.",
+        "",
+        "## results.csv: the settings of the run, then",
+        "",
+        *table(settings()),
+        "`downlink.*` are as `compression.*`. Choices of your own add columns of theirs.",
         "",
     ]
     for file, columns in COLUMNS.items():
         lines += [f"## {file}", "", *table(dict(columns))]
     return "\n".join(lines)
+
+
+NULL_BY_DEFAULT = {
+    "local_steps": "Int64",
+    "compression.target_bits": "Float64",
+    "compression.target_nmse": "Float64",
+}
+"""Numbers whose default says nothing of their type; all else that is null is text."""
+TYPES = {bool: "boolean", int: "Int64", float: "Float64"}
+LINE = re.compile(r"^(\s*)(\w+):(?:\s+(.*?))??\s+# (.*)$")
+
+
+def settings() -> dict[str, Column]:
+    """Every setting of a run's science, its type and the comment that conf/ has on it."""
+    groups = [g for g in RunConfig.model_fields if (CONF / g).is_dir() and g not in EXECUTION_KEYS]
+    said: dict[str, list[Column]] = {}
+    for path in [CONF / "config.yaml", *(p for g in groups for p in sorted((CONF / g).iterdir()))]:
+        group = "" if path.parent == CONF else f"{path.parent.name}."
+        values = OmegaConf.load(path)
+        above = ""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not (match := LINE.match(line)):
+                continue
+            indent, key, _, comment = match.groups()
+            value = OmegaConf.select(values, f"{above}.{key}" if indent else key)
+            if not indent:
+                above = key
+            name = f"{group}{above}.{key}" if indent else f"{group}{key}"
+            top = name.partition(".")[0]
+            if top not in RunConfig.model_fields or top in EXECUTION_KEYS:
+                continue
+            if OmegaConf.is_dict(value) and not group:
+                continue
+            kind = NULL_BY_DEFAULT.get(name, TYPES.get(type(value), "string"))
+            nested = group and indent  # a column holds all of an architecture, as JSON
+            if not nested:
+                said.setdefault(name, []).append(Column(kind, comment))
+    for group in [*groups, "downlink"]:
+        said[group] = [Column("string", "the choice of that name in conf/")]
+    # Of choices that share a key, what most say of it.
+    return {name: Counter(each).most_common(1)[0][0] for name, each in sorted(said.items())}
+
+
+def test_every_setting_of_a_run_is_documented() -> None:
+    documented = settings()
+    choices = [("compression", p.stem) for p in (CONF / "compression").glob("*.yaml")]
+    choices += [(g, p.stem) for g in ("optimizer", "server", "trainable", "data", "model")
+                for p in (CONF / g).glob("*.yaml")]  # fmt: skip
+    for group, name in choices:
+        needed = {"data": ["data.path=x"], "model": ["model.name_or_path=x"]}.get(group, [])
+        needed = needed if name in ("text", "hub") else []
+        if (group, name) == ("data", "hub"):
+            needed = ["data.path=x"]
+        columns = config_columns(config_of(f"{group}={name}", *needed).science)
+        for column, value in columns.items():
+            shown = re.sub(r"^downlink\.", "compression.", column)
+            assert shown in documented, column
+            if value is not None and not isinstance(value, str):
+                kind = documented[shown].dtype
+                assert kind == TYPES[type(value)] or (kind, type(value)) == ("Float64", int), column
 
 
 def test_the_plan_shown_is_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
