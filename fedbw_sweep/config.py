@@ -125,8 +125,9 @@ class CompressionConfig(Choice):
         swept = [parameter.partition("=") for parameter in parameters]
         for values in product(*(value.split(",") for _, _, value in swept)):
             pairs = [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
-            own = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))  # 1e-3 is a number here
-            assert isinstance(own, dict)
+            read = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))  # 1e-3 is a number here
+            assert isinstance(read, dict)
+            own = {str(key): value for key, value in read.items()}
             label = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
             yield label, cls.model_validate({**choice, **own})
 

@@ -601,9 +601,9 @@ def _refuse_contradictions(settings: Sequence[pd.DataFrame]) -> None:
     known = pd.concat([pd.DataFrame(), *settings])
     again = known[known.index.duplicated(keep=False)]
     kinds = again.groupby(level=0).nunique().gt(1)
-    for run, differs in kinds[kinds.any(axis=1)].iterrows():
-        name = differs.idxmax()
-        values = ", ".join(map(str, again.loc[run, name].dropna().unique()))
+    for name in kinds.columns[kinds.any(axis=0)]:
+        run = str(kinds.index[kinds[name]][0])
+        values = ", ".join(map(str, again[name][again.index == run].dropna().unique()))
         raise ResultsError(f"run {run} has {name} {values} in different tables: one was changed")
 
 

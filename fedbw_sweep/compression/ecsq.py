@@ -173,8 +173,8 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
     # An array of which nothing is sent keeps a gain of one: the code that others have as well.
     sent = along > 1e-6 * energy
     octaves = np.log2(np.divide(energy, along, out=np.ones_like(energy), where=sent))
-    codes = np.rint(_MOST_GAIN * np.clip(octaves, -1, 1)).astype(np.int64)
-    return codes + _MOST_GAIN
+    codes: Ints = np.rint(_MOST_GAIN * np.clip(octaves, -1, 1)).astype(np.int64) + _MOST_GAIN
+    return codes
 
 
 def _gains(codes: Ints) -> FloatVector:
