@@ -102,7 +102,7 @@ def formula(config: RunConfig, prediction: Prediction) -> str:
         clients = f"{config.clients_per_round:,} of {config.num_clients:,}"
     down, up = prediction.mean_model_bytes, prediction.update_bytes
     about = "" if prediction.basis == EXACT else "about "
-    differ = "about " if about and not config.downlink.codes_weights else ""
+    differ = "on average " if not config.downlink.codes_weights else ""
     text = f"({differ}{down:,} B + {about}{up:,} B) x {clients} x {config.rounds}"
     if frozen := sum(prediction.frozen_bytes):
         text += f" + {frozen:,} B that are frozen, once to each client"

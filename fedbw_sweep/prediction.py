@@ -11,7 +11,7 @@ from typing import Any
 
 from fedbw_sweep.compression.base import Layout
 from fedbw_sweep.config import CompressionConfig, RunConfig
-from fedbw_sweep.federated.downlink import expected_update_bytes
+from fedbw_sweep.federated.downlink import expected_update_bytes, update_bytes_sent
 from fedbw_sweep.seeding import dropped_out
 from fedbw_sweep.theory import first_messages
 
@@ -31,7 +31,7 @@ class Prediction:
     Attributes
     ----------
     model_bytes : tuple of int
-        Payload of one message down in each round, without what is frozen.
+        Payload of all messages down in each round, without what is frozen.
     update_bytes : int
         Payload of one message up.
     clients_per_round : int
@@ -59,12 +59,12 @@ class Prediction:
     @property
     def mean_model_bytes(self) -> int:
         """Payload of one message down, in the mean over rounds."""
-        return round(sum(self.model_bytes) / max(1, len(self.model_bytes)))
+        return round(sum(self.model_bytes) / max(1, self.models_sent))
 
     @property
     def downlink_bytes(self) -> int:
         """Payload bytes, server to clients, all rounds."""
-        return self.clients_per_round * sum(self.model_bytes) + sum(self.frozen_bytes)
+        return sum(self.model_bytes) + sum(self.frozen_bytes)
 
     @property
     def uplink_bytes(self) -> int:
@@ -80,13 +80,12 @@ class Prediction:
         """
         return self.downlink_bytes + self.uplink_bytes
 
-    def round_bytes(self, server_round: int, models: int, updates: int) -> int:
-        """Payload bytes in both directions of a round with so many messages down and up."""
+    def round_bytes(self, server_round: int, updates: int) -> int:
+        """Payload bytes in both directions of a round with so many messages up."""
         if server_round == 0:
             return 0
         this = server_round - 1
-        model = self.model_bytes[this]
-        return models * model + self.frozen_bytes[this] + updates * self.update_bytes
+        return self.model_bytes[this] + self.frozen_bytes[this] + updates * self.update_bytes
 
 
 def predict(
@@ -97,8 +96,9 @@ def predict(
 ) -> Prediction | None:
     """Predict a run's payload from its config and the shapes of what travels.
 
-    Takes no longer for a million clients than for one, unless what is frozen is sent, and none of
-    the model's weights. Where clients drop out, the run's own draws are made.
+    Takes no longer for a million clients than for one, and none of the model's weights. Only where
+    it matters which clients they are are the run's own draws made: where some drop out, where what
+    is frozen is sent to each once, and where updates of fixed size are sent down.
 
     Parameters
     ----------
@@ -120,13 +120,17 @@ def predict(
     down = _payload(config.downlink, not config.downlink.codes_weights, name, layout, None)
     if up is None or down is None:
         return None
-    models = (down[0],) * config.rounds
+    sampled, dropout = config.clients_per_round, config.clients.dropout
+    models = (sampled * down[0],) * config.rounds
     of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} (the way down)"
     if not config.downlink.codes_weights:
         update = down[0] - layout.exact_bytes
-        models = tuple(expected_update_bytes(config, layout, update))
-        of_the_way_down = "estimate: the way down of clients that have missed rounds, in the mean"
-    sampled, dropout = config.clients_per_round, config.clients.dropout
+        if down[1] == EXACT:
+            models = tuple(update_bytes_sent(config, layout, update))
+        else:
+            mean = expected_update_bytes(config, layout, update)
+            models = tuple(sampled * each for each in mean)
+            of_the_way_down += ", sent to clients that have missed rounds in the mean"
     lost = sum(
         int(dropped_out(config.seed, server_round, sampled, dropout).sum())
         for server_round in range(1, config.rounds + 1 if dropout else 1)

@@ -67,7 +67,7 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
     "prediction": Column(
         "string",
-        "exact (methods of fixed size, the model itself sent down), or estimate: and its basis",
+        "exact (methods of fixed size), or estimate: and its basis",
     ),
     "initial_loss": Column("Float64", "held-out loss before training, nats per token"),
     "loss": Column("Float64", "held-out loss after the last round, nats per token"),

@@ -215,7 +215,7 @@ class _Evaluator:
         earlier = self.record.rounds[-1] if self.record.rounds else {}
         predicted = None
         if self.prediction is not None:
-            predicted = self.prediction.round_bytes(server_round, len(down), len(up))
+            predicted = self.prediction.round_bytes(server_round, len(up))
         return {
             "uplink_bytes": uplink,
             "downlink_bytes": downlink,

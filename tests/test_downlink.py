@@ -13,11 +13,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from fedbw_sweep import run
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
-from fedbw_sweep.config import CONF, RunConfig
+from fedbw_sweep.config import CONF, ClientsConfig, RunConfig
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federated import client as client_side
 from fedbw_sweep.federated.downlink import (
@@ -26,10 +25,12 @@ from fedbw_sweep.federated.downlink import (
     Differences,
     Weights,
     downlink,
+    expected_update_bytes,
     rebuild,
 )
 from fedbw_sweep.federated.strategy import Metered
 from fedbw_sweep.prediction import predict
+from fedbw_sweep.seeding import sample_clients
 
 from .compression.test_contract import NAMES, read_choice
 from .conftest import SMALL
@@ -287,7 +288,7 @@ def test_weights_of_fixed_size_are_predicted_to_the_byte(
         end.prepare(
             server_round, rng.standard_normal(layout.size, np.float32), bytes(layout.exact_bytes)
         )
-        sent.append(len(end.payload_for(0)))
+        sent.append(config.clients_per_round * len(end.payload_for(0)))
     prediction = predict(config, layout)
     assert prediction is not None
     assert (list(prediction.model_bytes), prediction.basis) == (sent, "exact")
@@ -313,34 +314,44 @@ def test_a_run_of_fixed_sizes_is_predicted_in_both_directions(
 
 
 @pytest.mark.parametrize("initial_model", ["known", "sent"])
-def test_updates_are_estimated(initial_model: str) -> None:
+def test_updates_of_one_size_are_predicted_to_the_byte(initial_model: str) -> None:
     """Of fixed size, exactly where no client misses any; else in the mean over what is drawn."""
     layout = matrix_layout()
     of = partial(configure, "sign", initial_model=initial_model, rounds=12)
 
-    def measured(config: RunConfig) -> NDArray[np.float64]:
-        """Mean bytes of a message of each round."""
+    def measured(config: RunConfig) -> list[int]:
+        """Bytes of all messages of each round."""
         rng = np.random.default_rng(config.seed)
         end = Differences(config, layout)
-        mean = []
+        totals, model = [], rng.standard_normal(layout.size, np.float32)
         for server_round in range(1, config.rounds + 1):
-            model = rng.standard_normal(layout.size, np.float32)
             end.prepare(server_round, model, bytes(layout.exact_bytes))
-            sampled = rng.choice(config.num_clients, config.clients_per_round, replace=False)
-            mean.append(np.mean([len(end.payload_for(client)) for client in sampled]))
-            for client in sampled:
+            clients, dropped = sample_clients(
+                config.seed,
+                server_round,
+                config.num_clients,
+                config.clients_per_round,
+                config.clients.dropout,
+            )
+            totals.append(sum(len(end.payload_for(client)) for client in clients.tolist()))
+            for client in clients[~dropped].tolist():
                 end.replied(client)
-        return np.array(mean)
+                model = rng.standard_normal(layout.size, np.float32)
+        return totals
 
-    config = of(num_clients=4, fraction_fit=1.0)
-    prediction = predict(config, layout)
-    assert prediction is not None
-    assert list(prediction.model_bytes) == measured(config).tolist()
-    assert prediction.basis.startswith("estimate: the way down of clients that have missed rounds")
-    config = of(num_clients=10_000, fraction_fit=0.25)
-    prediction = predict(config, layout)
-    assert prediction is not None
-    np.testing.assert_allclose(prediction.model_bytes, measured(config), rtol=0.1)
+    for clients, fraction, dropout in ((4, 1.0, 0.0), (10, 0.3, 0.4), (10_000, 0.25, 0.1)):
+        config = of(num_clients=clients, fraction_fit=fraction)
+        config = config.model_copy(update={"clients": ClientsConfig(dropout=dropout)})
+        prediction = predict(config, layout)
+        assert prediction is not None
+        assert list(prediction.model_bytes) == measured(config)
+        assert prediction.basis == "exact"
+        if clients > 1000:  # the mean that stands for updates whose size is not known
+            update = config.downlink.build().expected_bytes(layout)
+            assert update is not None
+            mean = np.array(expected_update_bytes(config, layout, update))
+            totals = mean * config.clients_per_round
+            np.testing.assert_allclose(totals, measured(config), rtol=0.1)
 
 
 def test_the_way_down_is_checked_before_training(run_config: Build) -> None:

@@ -14,7 +14,7 @@ from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.feedback import State, encode_with_state
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import DivergenceError, PayloadError
-from fedbw_sweep.seeding import rng_for
+from fedbw_sweep.seeding import rng_for, sample_clients
 
 HEADER = struct.Struct("<Ii")
 """CRC-32 of the model that the client must end up with; how many updates follow, or `WHOLE`."""
@@ -70,6 +70,43 @@ def expected_update_bytes(config: RunConfig, layout: Layout, update_bytes: int) 
     return [HEADER.size + layout.exact_bytes + round(each) for each in mean.tolist()]
 
 
+def update_bytes_sent(config: RunConfig, layout: Layout, update_bytes: int) -> list[int]:
+    """Count the payload of all messages of updates in each round, where each update has one size.
+
+    Exact: the clients are drawn as the server draws them.
+
+    Parameters
+    ----------
+    config : RunConfig
+    layout : Layout
+        The arrays that travel.
+    update_bytes : int
+        Of one encoded update.
+
+    Returns
+    -------
+    list of int, one for each round
+    """
+    whole = 4 * layout.size
+    version_of = np.full(config.num_clients, 0 if config.initial_model == "known" else -1)
+    totals = []
+    for server_round in range(1, config.rounds + 1):
+        clients, dropped = sample_clients(
+            config.seed,
+            server_round,
+            config.num_clients,
+            config.clients_per_round,
+            config.clients.dropout,
+        )
+        held = version_of[clients]
+        version = server_round - 1  # an update before each round but the first
+        cost = (version - held) * (LENGTH.size + update_bytes)
+        each = np.where((held < 0) | (cost > whole), whole, cost)
+        totals.append(int(each.sum()) + len(clients) * (HEADER.size + layout.exact_bytes))
+        version_of[clients[~dropped]] = version
+    return totals
+
+
 class Weights:
     """The model itself, the same payload for every client, whatever it has missed."""
 
@@ -99,9 +136,11 @@ class Differences:
     arXiv:2209.15218). Without, it is the encoded difference between the global models of two
     rounds, and what it lacks is lost.
 
-    Both ends decode an update and add it, in float32. A client that missed some is sent them all,
-    joined, or the whole of `held`, dense, whichever is fewer bytes; they are kept as long as that
-    may be them. Of each client only a number is kept, that of the last update it has replied to.
+    There is one before each round but the first, whatever the round before has changed, so that
+    sizes are known in advance. Both ends decode it and add it, in float32. A client that missed
+    some is sent them all, joined, or the whole of `held`, dense, whichever is fewer bytes; they are
+    kept as long as that may be them. Of each client only a number is kept, that of the last update
+    it has replied to.
 
     Attributes
     ----------
@@ -132,21 +171,25 @@ class Differences:
         """
         if server_round == 1:
             self.held = self.latest = vector
+        else:
+            self._update(server_round, vector)
+        self.checksum, self.exact = zlib.crc32(self.held.data), exact
+        self.payloads: dict[int, bytes] = {}  # by how many updates they hold
+
+    def _update(self, server_round: int, vector: FloatVector) -> None:
+        """Encode what is new, bring `held` up to date with it, and keep it for who misses it."""
         with np.errstate(over="ignore"):
             difference = vector - (self.held if self.error_feedback else self.latest)
         self.latest = vector
-        if difference.any():
-            rng = rng_for(self.seed, "encode model", server_round)
-            payload, self.state = encode_with_state(
-                self.compressor, difference, self.layout, rng, self.state
-            )
-            self.held = _updated(self.held, payload, self.compressor, self.layout)
-            self.version += 1
-            self.updates.append(LENGTH.pack(len(payload)) + payload)
-            while sum(map(len, self.updates)) > 4 * self.layout.size:
-                self.updates.popleft()
-        self.checksum, self.exact = zlib.crc32(self.held.data), exact
-        self.payloads: dict[int, bytes] = {}  # by how many updates they hold
+        rng = rng_for(self.seed, "encode model", server_round)
+        payload, self.state = encode_with_state(
+            self.compressor, difference, self.layout, rng, self.state
+        )
+        self.held = _updated(self.held, payload, self.compressor, self.layout)
+        self.version += 1
+        self.updates.append(LENGTH.pack(len(payload)) + payload)
+        while sum(map(len, self.updates)) > 4 * self.layout.size:
+            self.updates.popleft()
 
     def payload_for(self, client: int) -> bytes:
         """See `Downlink`."""
