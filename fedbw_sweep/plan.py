@@ -151,7 +151,7 @@ def recorded_update(config: RunConfig, sweep_dir: Path) -> tuple[int, str] | Non
     known = {key: "" if value is None else str(value) for key, value in settings.items()}
     sizes = [
         int(row["uplink_bytes"]) * int(row["dense_message_bytes"]) / int(row["dense_uplink_bytes"])
-        for row in _results(sweep_dir / "results.csv")
+        for row in _results((sweep_dir / "results.csv").resolve())
         if row["status"] == "done"
         and int(row["dense_uplink_bytes"] or 0)
         and all(row.get(key) == value for key, value in known.items())
