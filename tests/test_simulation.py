@@ -132,7 +132,7 @@ def test_the_slurm_example_with_submitits_local_executor(
     choice.parent.mkdir(parents=True)
     choice.write_text(yaml.safe_dump({"defaults": ["submitit_local"], **here}))
     launcher = ("--config-dir", str(tmp_path / "conf"), "hydra/launcher=slurm_here")
-    sweep(tmp_path, *HALF, *launcher, "backend.workers=1")
+    sweep(tmp_path, *launcher, *HALF, "backend.workers=1")
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
 
 
