@@ -275,7 +275,7 @@ def _pysz(layout: Layout) -> Iterator[Codec]:
 
     for bound in (0.1, 0.03, 0.01):
         config = configured("rel", bound)
-        yield Codec(f"FedSZ: SZ3 rel {bound}", partial(encode_each, config), decode_each)
+        yield Codec(f"FedSZ SZ3 rel {bound}", partial(encode_each, config), decode_each)
 
 
 def _bytes_codec(
