@@ -170,7 +170,7 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
     starts = np.cumsum(layout.sizes) - layout.sizes
     energy = np.add.reduceat(np.square(values, dtype=np.float64), starts)
     along = energy - np.add.reduceat(np.multiply(values, lost, dtype=np.float64), starts)
-    # An array of which nothing is sent keeps a gain of one: the code that others have as well.
+    # Nothing to scale where nothing is sent.
     sent = along > 1e-6 * energy
     octaves = np.log2(np.divide(energy, along, out=np.ones_like(energy), where=sent))
     codes: Ints = np.rint(_MOST_GAIN * np.clip(octaves, -1, 1)).astype(np.int64) + _MOST_GAIN
@@ -246,10 +246,11 @@ class ECSQ(Compressor):
             self._put(encoder, values, scale, prepared, layout)
             put_levels(encoder, values, rows, subtract=measured)
             if self.rescale:
-                codes = _gain_codes(unit * np.float32(scale), values, layout)
+                whole = unit * np.float32(scale)
+                codes = _gain_codes(whole, values, layout)
                 encoder.integers(codes)
                 gains = np.repeat(_gains(codes), layout.sizes)
-                values -= (unit * np.float32(scale) - values) * (gains - 1)
+                values -= (whole - values) * (gains - 1)
             error = _energy(values) if measured else 0.0
             return encoder.finish(), error / (scale**2 * update.size)
 
