@@ -36,6 +36,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["compression=topk", "compression.density=0.01,0.1", "~data.alpha", "++data.split=x"],
         ["network=4g,home", "model.architecture={hidden_size: 8}", "local_steps=null,3"],
         ["hydra/launcher=basic", "fraction_fit=0.5"],
+        ["compression@downlink=int8,bf16", "compression=topk", "downlink.error_feedback=true"],
+        ["trainable=lora,head", "server=fedadam", "optimizer=sgd", "backend=flower"],
+        ["model=pythia-12b,tiny", "data=text", "network=campus", "model.name=x"],
     ],
 )
 def test_cells_are_composed_as_hydra_does(overrides: list[str]) -> None:
