@@ -98,17 +98,20 @@ def entropy_bytes(values: np.ndarray) -> float:
     return float(np.sum(counts * np.log2(values.size / counts))) / 8
 
 
-@pytest.mark.parametrize("scale", [0.3, 1, 3, 10])
+@pytest.mark.parametrize("scale", [0.1, 0.3, 1, 3, 10, 40, 100])
 @pytest.mark.parametrize("kind", ["laplace", "normal", "exponential"])
-@pytest.mark.parametrize("size", [20_000, 300_000])
+@pytest.mark.parametrize("size", [10_001, 20_000, 300_000])
 def test_sizes_are_within_one_percent_of_the_entropy(size: int, kind: str, scale: float) -> None:
     draws = getattr(np.random.default_rng(1), kind)(scale=scale, size=size)
     values = np.abs(np.rint(draws)).astype(np.int64)
-    for method in ("symbols", "integers"):
+    # A table has a number for each symbol, and a hundredth of the entropy has to pay for it.
+    methods = ("symbols", "integers") if size > 200 * values.max() else ("integers",)
+    for method in methods:
         encoder = Encoder()
         getattr(encoder, method)(values)
         data = encoder.finish()
-        assert len(data) <= 1.01 * entropy_bytes(values) + 2
+        # Six bytes begin and end a stream, which counts where nearly all symbols are the same.
+        assert len(data) <= 1.01 * entropy_bytes(values) + 6
         decoder = Decoder(memoryview(data))
         assert np.array_equal(getattr(decoder, method)(size, int(values.max())), values)
         decoder.finish()
