@@ -82,6 +82,7 @@ def test_bad_input_stops_before_any_training(
     assert not list(tmp_path.rglob("results.csv"))
 
 
+@pytest.mark.slow
 def test_a_sweep_skips_what_is_done(command: object, tmp_path: Path) -> None:
     arguments = ["-m", *SMALL, "compression=none,topk", "rounds=1"]
     code, printed, trained = command(*arguments)  # type: ignore[operator]
@@ -103,6 +104,7 @@ def test_a_sweep_skips_what_is_done(command: object, tmp_path: Path) -> None:
     assert (folder / "loss_against_bytes.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -> None:
     code, printed, trained = command(  # type: ignore[operator]
         "-m", *SMALL, "lr=1e30,1e-3", "local_steps=3", "rounds=1"
@@ -135,6 +137,7 @@ def test_looking_runs_nothing(command: object, tmp_path: Path, flag: str) -> Non
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_round(command: object, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

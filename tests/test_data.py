@@ -275,6 +275,7 @@ def test_tokens_per_byte_counts_utf8_bytes(rows: Path) -> None:
     assert max(tokens.max() for tokens in text.clients) == ord("☃")
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_text(rows: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tests.test_data import digest;"
@@ -480,6 +481,7 @@ def test_a_hub_data_set(hub_folder: Path) -> None:
             load_corpus(cfg.model_copy(update=changes))
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_says_so_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time, datasets\n"

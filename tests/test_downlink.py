@@ -114,6 +114,7 @@ def test_what_a_client_rebuilds_is_the_servers_record(
         model = (model + step).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_train_from_the_servers_record(
     run_config: Build,
@@ -294,6 +295,7 @@ def test_weights_of_fixed_size_are_predicted_to_the_byte(
     assert (list(prediction.model_bytes), prediction.basis) == (sent, "exact")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["none", "int8"])
 @pytest.mark.parametrize("up", ["fp16", "sign"])
 def test_a_run_of_fixed_sizes_is_predicted_in_both_directions(
@@ -313,6 +315,7 @@ def test_a_run_of_fixed_sizes_is_predicted_in_both_directions(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initial_model", ["known", "sent"])
 def test_updates_of_one_size_are_predicted_to_the_byte(initial_model: str) -> None:
     """Of fixed size, exactly where no client misses any; else in the mean over what is drawn."""
@@ -363,6 +366,7 @@ def test_the_way_down_is_checked_before_training(run_config: Build) -> None:
         run_config("initial_model=guessed")
 
 
+@pytest.mark.slow
 def test_int8_down_costs_little(
     run_config: Build, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from fedbw_sweep.results import RunRecord, collect
 
 from .conftest import SMALL, Execute
 
+pytestmark = pytest.mark.slow
+
 TINY_BYTES = 5_283_840
 
 

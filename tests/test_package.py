@@ -8,9 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from .conftest import CONF, ROOT
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_configs_and_runs_anywhere(tmp_path: Path) -> None:
     build = [
         sys.executable,

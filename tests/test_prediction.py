@@ -133,7 +133,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@settings(deadline=None, max_examples=40)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
 @given(values=runs())
 def test_the_prediction_is_the_measurement_to_the_byte(
     values: dict[str, Any], defaults: dict[str, Any], folder: Path
@@ -232,6 +233,7 @@ def test_bits_between_two_measurements(
     assert found[1].endswith("from the codec bench on tiny at other density")
 
 
+@pytest.mark.slow
 def test_the_shipped_bits_are_those_measured() -> None:
     """On another processor training differs in its last bits, so the sizes may by a little."""
     methods = ("ternary density=0.01", "lowrank_ecsq step=2.0", "topk density=0.1 values=fp32")

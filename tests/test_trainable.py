@@ -272,6 +272,7 @@ LORA_8 = 6 * 8 * (128 + 3 * 128)
 COMPRESSORS = sorted(path.stem for path in (CONF / "compression").glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_every_compressor_sends_adapters(execute: Execute, name: str) -> None:
     record = execute("trainable=lora", f"compression={name}", "rounds=1", "lr=1e-2")
@@ -292,6 +293,7 @@ def test_every_compressor_sends_adapters(execute: Execute, name: str) -> None:
         assert record.summary["loss"] != record.summary["initial_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_workers_train_with_the_runs_own_frozen_arrays(execute: Execute, seed: int) -> None:
     """One client that sends all it learnt: the server's model is the client's, frozen part too."""
@@ -319,6 +321,7 @@ def test_runs_that_freeze_nothing_share_a_workplace(run_config: Callable[..., Ru
     assert own[0] is not own[1]
 
 
+@pytest.mark.slow
 def test_the_first_message_to_each_client_carries_what_is_frozen(execute: Execute) -> None:
     settings = ("num_clients=5", "fraction_fit=0.6", "rounds=4", "local_steps=1", "trainable=body")
     known, sent = (execute(*settings, f"initial_model={how}") for how in ("known", "sent"))
@@ -347,6 +350,7 @@ def test_the_first_message_to_each_client_carries_what_is_frozen(execute: Execut
         assert sent.summary[same] == known.summary[same]
 
 
+@pytest.mark.slow
 def test_a_client_that_dropped_out_is_sent_what_is_frozen_again(execute: Execute) -> None:
     settings = ("num_clients=6", "fraction_fit=1.0", "rounds=3", "local_steps=1", "seed=3")
     record = execute(*settings, "clients.dropout=0.5", "trainable=head", "initial_model=sent")
@@ -364,12 +368,14 @@ def test_a_client_that_dropped_out_is_sent_what_is_frozen_again(execute: Execute
     assert record.summary["frozen_bytes"] == again * 4 * (1_320_960 - 512 * 128)
 
 
+@pytest.mark.slow
 def test_nothing_frozen_is_sent_where_nothing_is(execute: Execute) -> None:
     known, sent = (execute(f"initial_model={how}") for how in ("known", "sent"))
     assert known.messages == sent.messages
     assert sent.summary["frozen_bytes"] == 0
 
 
+@pytest.mark.slow
 def test_frozen_arrays_that_differ_are_refused(
     execute: Execute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +388,7 @@ def test_frozen_arrays_that_differ_are_refused(
     assert "frozen arrays received are not those" in record.error
 
 
+@pytest.mark.slow
 def test_swept_ranks_give_a_table_of_loss_against_bytes(execute: Execute, tmp_path: Path) -> None:
     for rank in (1, 4, 16):
         record = execute("trainable=lora", f"trainable.rank={rank}", "lr=1e-2", "local_steps=8")

@@ -16,6 +16,8 @@ from fedbw_sweep import verify
 from .conftest import SMALL, config_of
 from .local import simulator
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
