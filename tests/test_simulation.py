@@ -232,7 +232,7 @@ def assert_report_names_what_is_missing(folder: Path, out: Path) -> None:
 
 
 def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
-    process = start(tmp_path, *HALF, "backend.workers=2", "backend.runs=1")
+    process = start(tmp_path, *HALF, "backend.workers=1", "backend.runs=1")
     folder = tmp_path / "outputs" / "main"
     deadline = time.monotonic() + 300
     while len(list(folder.glob("*/status.json"))) < 1:
@@ -245,7 +245,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/status.json")}
     assert 1 <= len(kept) < 3
     assert_report_names_what_is_missing(folder, tmp_path / "report")
-    printed = sweep(tmp_path, *HALF, "backend.workers=2")
+    printed = sweep(tmp_path, *HALF, "backend.workers=1")
     assert f"{len(kept)} of 3 runs are done" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert_same_runs(folder, undisturbed[0])
