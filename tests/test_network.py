@@ -149,6 +149,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     return table.set_index(keys)
 
 
+@pytest.mark.slow
 def test_the_reports_times_by_hand(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     assert main([str(sweep), "--out", str(out), "--network", "campus", "--target-loss", "3"]) == 0
@@ -168,6 +169,7 @@ def test_the_reports_times_by_hand(sweep: Path, tmp_path: Path) -> None:
     assert "Network campus: 1000 Mbit/s up, 1000 down, latency 0.005 s, spread 0." in text
 
 
+@pytest.mark.slow
 def test_all_networks_are_rows_of_one_table(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     assert main([str(sweep), "--out", str(out), "--network", "all"]) == 0
