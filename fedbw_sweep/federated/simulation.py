@@ -48,7 +48,7 @@ def start(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        If there is no cluster at ``backend.address``.
+        If there is no cluster at ``backend.address``, or fewer GPUs than a client asks for.
     """
     backend = config.backend
     if backend.name == "flower" or ray.is_initialized():
@@ -74,8 +74,10 @@ def start(config: RunConfig) -> None:
                 f"no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
                 "`ray start --head` and give the address it prints, or null to start Ray here",
             ) from None
+    # With a client's share: a worker computes on the GPU that it has seen first.
+    get_ready = _get_ready.options(num_gpus=client_gpus(config))
     for _ in range(worker_count(backend)):
-        _get_ready.remote(config.model_dump_json(by_alias=True))
+        get_ready.remote(config.model_dump_json(by_alias=True))
 
 
 @ray.remote(num_cpus=1)
@@ -105,18 +107,34 @@ def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) ->
         _simulate_with_flower(config, server_app, client_app)
         return
     start(config)
-    clients = grid.RayGrid(config.num_clients, client_app, _client_gpus(config))
+    clients = grid.RayGrid(config.num_clients, client_app, client_gpus(config))
     server_app(clients, Context(0, config.num_clients, {}, RecordDict(), {}))
 
 
-def _client_gpus(config: RunConfig) -> float:
-    """Return each client's share of a GPU: what the config says, or an equal share of all."""
+def client_gpus(config: RunConfig) -> float:
+    """Return each client's share of a GPU: what the config says, or an equal share of all.
+
+    Raises
+    ------
+    ConfigError
+        If no machine of Ray's has what one client asks for: its task would wait without end.
+    """
     if config.device == "cpu":
         return 0.0
-    if config.backend.client_gpus is not None:
-        return config.backend.client_gpus
-    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
-    return float(min(1.0, floor(1e4 * gpus / grid.worker_count()) / 1e4))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    gpus = [node.get("GPU", 0.0) for node in nodes]
+    share = config.backend.client_gpus
+    if share is None:
+        if config.device == "cuda" and not any(gpus):
+            raise ConfigError("device", "cuda", "Ray finds no GPU; use cpu or auto")
+        return float(min(1.0, floor(1e4 * sum(gpus) / grid.worker_count()) / 1e4))
+    if share > max(gpus) or share != round(share, 4 if share < 1 else None):  # Ray counts so
+        allowed = (
+            f"must be at most {max(gpus):g}, the GPUs that Ray finds on one machine, in steps of "
+            "0.0001 below 1 and of 1 above; null is an equal share of all"
+        )
+        raise ConfigError("backend.client_gpus", share, allowed)
+    return share
 
 
 def _simulate_with_flower(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
