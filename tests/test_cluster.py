@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
+import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .conftest import ROOT, SMALL
+from .conftest import SMALL
 from .test_simulation import assert_same_runs, start, sweep
 
 pytestmark = pytest.mark.ray
 
 GRID = ("-m", *SMALL, "compression=none,topk,lowrank")
 
-RAY = sys.executable, "-m", "ray.scripts.scripts"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+QUIET: dict[str, Any] = {"env": ENVIRONMENT, "capture_output": True, "text": True}
 Node = subprocess.Popen[bytes]
 
 
-def ray_node(*arguments: str) -> Node:
+def ray_node(python: str, *arguments: str) -> Node:
     """Start a Ray node with one CPU; its processes are a group of their own."""
+    command = [python, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", "--block"]
     return subprocess.Popen(
-        [*RAY, "start", "--num-cpus=1", "--block", *arguments, "--object-store-memory=200000000"],
+        [*command, *arguments, "--object-store-memory=200000000"],
         cwd="/",
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+        env={**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -43,14 +49,32 @@ def stop(node: Node) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[str, Callable[[], None]]]:
-    """An address, and what switches off the second of the two nodes behind it."""
+def bare(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with all packages that this one has, except ours."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(folder)})
+    # A folder named there is looked in, but the .pth files in it, such as ours, aren't read.
+    (Path(own) / "others.pth").write_text(sysconfig.get_path("purelib"))
+    python = str(folder / "bin" / "python")
+    ours = subprocess.run([python, "-c", "import ray, fedbw_sweep.config"], cwd="/", **QUIET)
+    assert "No module named 'fedbw_sweep.config'" in ours.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def cluster(bare: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An address, and what switches off the second of the two nodes behind it.
+
+    The second has everything that the first has, except the package.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    head = ray_node("--head", f"--port={address.split(':')[1]}", "--include-dashboard=false")
+    port = f"--port={address.split(':')[1]}"
+    head = ray_node(sys.executable, "--head", port, "--include-dashboard=false")
     wait_for("to terminate the Ray runtime", head)
-    second = ray_node(f"--address={address}")
+    second = ray_node(bare, f"--address={address}")
     wait_for("To terminate the Ray runtime", second)
     yield address, lambda: stop(second)
     for node in (head, second):
@@ -76,39 +100,63 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "outputs" / "main"
 
 
-USE_BOTH = """
-import sys, time, ray
-from flwr.app import ArrayRecord, Message, RecordDict
+WHERE = """
+import json, sys
+from pathlib import Path
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from fedbw_sweep.federated.grid import RayGrid
-ray.init(address=sys.argv[1], log_to_driver=False)
-app = ClientApp()
-@app.train()
+from flwr.serverapp import ServerApp
+from hydra import initialize_config_dir
+from fedbw_sweep.cells import Composer
+from fedbw_sweep.config import CONF, RunConfig
+from fedbw_sweep.federated.simulation import simulate
+
+client, server = ClientApp(), ServerApp()
+
+folder = Path.cwd()
+
+@client.train()
 def train(message, context):
-    import time, ray
+    import sys, time
     from flwr.app import ConfigRecord, Message, RecordDict
-    time.sleep(0.5)
-    where = ConfigRecord({"node": ray.get_runtime_context().get_node_id()})
+    import fedbw_sweep.config
+    (folder / str(message.metadata.dst_node_id)).touch()
+    while len(list(folder.iterdir())) < 2:  # neither node answers for both
+        time.sleep(0.01)
+    where = ConfigRecord({"python": sys.prefix, "module": fedbw_sweep.config.__file__})
     return Message(RecordDict({"where": where}), reply_to=message)
-clients = RayGrid(12, app)
-asked = [Message(RecordDict(), n, "train") for n in clients.get_node_ids()]
-replies = clients.send_and_receive(asked)
-print(len({reply.content["where"]["node"] for reply in replies}))
+
+@server.main()
+def main(grid, context):
+    asked = [Message(RecordDict(), n, "train") for n in grid.get_node_ids()]
+    replies = [reply.content["where"] for reply in grid.send_and_receive(asked)]
+    print(json.dumps({reply["python"]: reply["module"] for reply in replies}))
+
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    config = RunConfig.from_hydra(Composer("config").config(sys.argv[1:]))
+simulate(config, server, client)
 """
+"""Prints which module a client gets from the package, by the Python that its node runs on."""
+
+
+def test_the_driver_brings_the_package_to_every_node(
+    cluster: tuple[str, Callable[[], None]], bare: str, tmp_path: Path
+) -> None:
+    address, _ = cluster
+    settings = ("num_clients=2", f"backend.address={address}")
+    # Not from the folder of the sources: Ray lets workers import from where the driver runs.
+    ran = subprocess.run([sys.executable, "-c", WHERE, *settings], cwd=tmp_path, **QUIET)
+    assert ran.returncode == 0, ran.stderr
+    modules = json.loads(ran.stdout)
+    assert set(modules) == {sys.prefix, str(Path(bare).parent.parent)}
+    for module in modules.values():
+        assert "/runtime_resources/py_modules_files/" in module
 
 
 def test_a_sweep_on_two_nodes_leaves_the_same_bytes(
     cluster: tuple[str, Callable[[], None]], alone: Path, tmp_path: Path
 ) -> None:
     address, _ = cluster
-    used = subprocess.run(
-        [sys.executable, "-c", USE_BOTH, address],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert used.stdout.strip() == "2"
     sweep(tmp_path, *GRID, f"backend.address={address}")
     assert_same_runs(tmp_path / "outputs" / "main", alone)
 
@@ -132,3 +180,11 @@ def test_no_cluster_there_is_said_at_once(tmp_path: Path) -> None:
     printed = sweep(tmp_path, *SMALL, "backend.address=127.0.0.1:1", code=2)
     assert "backend.address=127.0.0.1:1: no Ray cluster answers there" in printed
     assert "ray start --head" in printed
+
+
+def test_gpus_that_no_node_has_are_said_at_once(
+    cluster: tuple[str, Callable[[], None]], tmp_path: Path
+) -> None:
+    settings = (*SMALL, f"backend.address={cluster[0]}", "backend.client_gpus=0.25")
+    printed = sweep(tmp_path, *settings, code=2)
+    assert "backend.client_gpus=0.25: must be at most 0, the GPUs that Ray finds" in printed
