@@ -463,13 +463,23 @@ def _find(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
         for root, names, files in os.walk(whole):
             inner = Path(root[len(str(whole)) :].lstrip(os.sep))
             names[:] = sorted(name for name in names if not name.startswith("."))
-            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(Path(root).name)):
-                folders[whole / inner] = path / inner
+            here = whole / inner
+            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(here.name)):
+                folders[here] = path / inner
                 names.clear()
                 found = True
-            elif RESULTS in files:
-                tables[whole / inner / RESULTS] = path / inner / RESULTS
+                continue
+            if RESULTS in files:
+                tables[here / RESULTS] = path / inner / RESULTS
                 found = True
+            runs = {
+                name  # need not be listed, which takes long for 10,000
+                for name in names
+                if _RUN_ID.fullmatch(name) and (here / name / STATUS).exists()
+            }
+            folders |= {here / name: path / inner / name for name in sorted(runs)}
+            names[:] = [name for name in names if name not in runs]
+            found = found or bool(runs)
         if not found:
             raise ResultsError(f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it")
     return list(folders.values()), list(tables.values())
@@ -726,7 +736,7 @@ def _read_alike(
         table = _parse_csv(files[0][1], data, columns)
         lengths = [body.count(b"\n") for _, _, body in files]
         runs = pd.Series([run for run, _, _ in files], dtype="string")
-        table["run_id"] = runs.repeat(lengths).to_numpy()
+        table["run_id"] = runs.repeat(lengths).array  # never a million Python strings
         yield table[["run_id", *columns]]
 
 

@@ -32,7 +32,7 @@ from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
 from fedbw_sweep.report.table import varying_settings
-from fedbw_sweep.report.workers import chart_script, chart_specifications, draw, pool
+from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
 from fedbw_sweep.results import Records, load_records
 
 FORMATS = "png", "svg", "pdf"
@@ -95,11 +95,11 @@ def write_report(
     for folder in ("tables", "figures"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     data = _figures(records, notes)
-    drawn: dict[str, Future[None]] = {}
+    written: dict[str, Future[None]] = {}
     for name in FIGURES:
         paths = [out / "figures" / f"{name}.{suffix}" for suffix in FORMATS]
         if name in data:
-            drawn[name] = pool().submit(draw, name, *data[name], *paths)
+            written[name] = pool().submit(draw, name, *data[name], *paths)
         else:
             for path in paths:
                 path.unlink(missing_ok=True)
@@ -114,29 +114,27 @@ def write_report(
         step(name)
         needs_time = {value.value for value in spec.measures} & set(TIME_MEASURES)
         tables.append((timed if needs_time else builder).build(name, spec))
+        written[name] = pool().submit(write_table, tables[-1], out / "tables")
     if failures := builder.failures():
         tables.append(failures)
+        written["failures"] = pool().submit(write_table, failures, out / "tables")
+    written["runs.csv"] = pool().submit(write_csv, runs, out / "runs.csv")
     for name in {*shipped, "failures"} - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
-    for table in tables:
-        step(table.name)
-        table.write(out / "tables")
-    runs.to_csv(out / "runs.csv", index=False)
     (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
     step("report.html")
-    charts, script = _charts()
-    write_page(records, tables, out / "report.html", charts.result(), script.result(), notes)
-    for name, drawing in drawn.items():
+    write_page(records, tables, out / "report.html", *_charts().result(), notes)
+    for name, writing in written.items():
         step(name)
-        drawing.result()
+        writing.result()
     return tables, notes
 
 
 @cache
-def _charts() -> tuple[Future[dict[str, Any]], Future[str]]:
+def _charts() -> Future[tuple[dict[str, Any], str]]:
     """Start making what the page's charts need, which is the same for all runs."""
-    return pool().submit(chart_specifications), pool().submit(chart_script)
+    return pool().submit(charts)
 
 
 def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame, ...]]:

@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -371,6 +373,13 @@ def _figure(
                     _log_ticks(axis)
         figure.draw_without_rendering()  # lay out once, not for every format
         figure.set_layout_engine("none")
-        for path in paths:
-            date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            figure.savefig(path, metadata=date)
+        dpi = figure.dpi
+        for path in paths:  # savefig would draw each twice, to lay out again
+            figure.dpi = dpi  # vector formats leave theirs
+            match path.suffix:
+                case ".svg":
+                    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+                case ".pdf":
+                    FigureCanvasPdf(figure).print_pdf(path, metadata={"CreationDate": None})
+                case _:
+                    FigureCanvasAgg(figure).print_png(path)

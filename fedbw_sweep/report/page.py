@@ -105,7 +105,11 @@ def write_page(
     if len(records.notes) > NOTES:
         remarks.append(f"and {len(records.notes) - NOTES:,} more remarks on the files")
 
-    sections = [(table, table.to_html()) for table in tables]
+    texts = {
+        table.name: table.to_html()
+        for table in tables
+        if table.frame.size * len("<td></td>") <= TABLE_BYTES
+    }
     share = 1.0  # of what is on the page when there is room for all
     while True:
         kept = int(CONFIGURATIONS * share)
@@ -115,16 +119,14 @@ def write_page(
                 f"The table has {kept:,} of {len(configurations):,} configurations, those of the "
                 "lowest loss. All runs are in runs.csv."
             )
-        fitting = [
-            (table.title, text)
-            for table, text in sections
-            if len(text.encode()) <= TABLE_BYTES * share
-        ]
+        fitting = {
+            name: text for name, text in texts.items() if len(text.encode()) <= TABLE_BYTES * share
+        }
         left_out += [
             f"The table “{table.title}” is too large for this page. It is in "
             f"tables/{table.name}.html."
-            for table, text in sections
-            if (table.title, text) not in fitting
+            for table in tables
+            if table.name not in fitting
         ]
         data = {
             "settings": settings,
@@ -137,7 +139,12 @@ def write_page(
             "curves": _columns(curves),
         }
         html = template.render(
-            **fixed, data=_packed(data), tables=fitting, notes=[*remarks, *notes, *left_out]
+            **fixed,
+            data=_packed(data),
+            tables=[
+                (table.title, fitting[table.name]) for table in tables if table.name in fitting
+            ],
+            notes=[*remarks, *notes, *left_out],
         )
         if len(html.encode()) <= LIMIT or kept <= 1:
             break

@@ -80,7 +80,7 @@ class ValueSpec(Section):
         format(1.0, text)
         return text
 
-    @property
+    @cached_property
     def scale(self) -> int:
         """What one unit is of what is recorded."""
         return UNITS.get(self.unit or "", 1)
@@ -212,10 +212,11 @@ class TableBuilder:
                 speedup = self._speedup(cells, statistic.where(count == data["done"]))
                 data[f"{value.value}_speedup"] = speedup
             title = value.title if value.title not in text else f"{value.title}, {value.value}"
-            numbers = (statistic, deviation, count, data["done"], data["failed"], speedup, rounds)
+            shown = statistic.map(value.text, na_action="ignore")
+            numbers = (shown, deviation, count, data["done"], data["failed"], speedup, rounds)
             explains = value is first_target
             text[title] = [_cell(value, explains, *row) for row in zip(*numbers, strict=True)]
-            best[title] = _best(value, statistic.where(count == data["runs"]), block)
+            best[title] = _best(value, statistic.where(count == data["runs"]), shown, block)
         notes = self._notes(values)
         if across:
             labels = run_labels(cells, across)
@@ -309,7 +310,7 @@ def _n(runs: int, done: int, failed: int, missing: int) -> str:
 def _cell(
     value: ValueSpec,
     explains: bool,
-    statistic: float,
+    text: str,
     deviation: float,
     count: int,
     done: int,
@@ -321,7 +322,6 @@ def _cell(
         return "failed" if failed else "missing"
     if not count:
         return f"— (not reached in {rounds} rounds)" if explains else "—"
-    text = value.text(statistic)
     if value.aggregate == "mean_sd" and count > 1:
         text += f" ± {value.text(deviation).lstrip('+')}"
     if count < done:
@@ -329,16 +329,17 @@ def _cell(
     return text if pd.isna(speedup) else f"{text} ({speedup:.1f}x)"
 
 
-def _best(value: ValueSpec, statistic: pd.Series, block: pd.Series) -> pd.Series:
+def _best(value: ValueSpec, statistic: pd.Series, text: pd.Series, block: pd.Series) -> pd.Series:
     """Mark the best of each block, and all that print the same, unless all rows do.
 
     Rows that lack a seed do not compete: a mean over fewer seeds is no fair comparison.
     """
     if value.best is None:
-        return pd.Series(False, index=statistic.index)
-    written = statistic.map(lambda number: float(value.text(number)), na_action="ignore")
-    grouped = written.groupby(block)
-    return (written == grouped.transform(value.best)) & (grouped.transform("nunique") > 1)
+        return pd.Series(False, index=text.index)
+    text = text.where(statistic.notna())
+    best = statistic.groupby(block).transform(value.best)
+    is_best = text == best.map({number: value.text(number) for number in best.dropna().unique()})
+    return is_best & (text.groupby(block).transform("nunique") > 1)
 
 
 def _pivot(

@@ -1,4 +1,4 @@
-"""Processes that draw while the report's own reads runs, and writes tables and the page.
+"""Processes that draw and write while the report's own reads runs, and makes tables and the page.
 
 Matplotlib and Altair take seconds to import: only these processes do.
 """
@@ -9,7 +9,12 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
+
+from fedbw_sweep.report.render import Rendered
 
 
 @cache
@@ -23,18 +28,21 @@ def _prepare() -> None:
     import fedbw_sweep.report.figure  # noqa: F401  # while there is nothing to draw yet
 
 
-def chart_script() -> str:
-    """See `charts.script`."""
+def charts() -> tuple[dict[str, Any], str]:
+    """Return `charts.specifications` and `charts.script`, in one process: imports take longer."""
     from fedbw_sweep.report import charts
 
-    return charts.script()
+    return charts.specifications(), charts.script()
 
 
-def chart_specifications() -> dict[str, Any]:
-    """See `charts.specifications`."""
-    from fedbw_sweep.report import charts
+def write_table(table: Rendered, folder: Path) -> None:
+    """See `Rendered.write`."""
+    table.write(folder)
 
-    return charts.specifications()
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as it is."""
+    table.to_csv(path, index=False)
 
 
 def draw(name: str, *arguments: Any) -> None:
