@@ -31,7 +31,7 @@ from fedbw_sweep.report.measure import (
 from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
-from fedbw_sweep.report.table import varying_settings
+from fedbw_sweep.report.table import TASKS, varying_settings
 from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
 from fedbw_sweep.results import Records, load_records
 
@@ -144,10 +144,10 @@ def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame
     if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}
-    if any(name.partition(".")[0] in ("model", "data") for name in varying_settings(done)):
+    if (tasks := curves["task"].nunique()) > TASKS:
         notes.append(
-            "the figures compare losses of different models or texts, which have no common scale: "
-            "make a report of each"
+            f"the figures of losses have a row for each of the first {TASKS} of {tasks} models and "
+            "texts, whose losses have no common scale: make a report of the others"
         )
     names = "loss_against_bytes", "pareto_front", "bytes_by_round"
     figures: dict[str, tuple[pd.DataFrame, ...]] = dict.fromkeys(names, (curves,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -21,12 +21,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedbw_sweep.console import MB
 from fedbw_sweep.report.measure import settings_of
-from fedbw_sweep.report.table import run_labels
+from fedbw_sweep.report.table import TASKS, run_labels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers."""
 MARKERS = "os^Dv*P"
 LINES = "-", "--", "-."
+CANVASES = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG, ".pdf": FigureCanvasPdf}
 
 NAMED = 12
 """Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
@@ -59,7 +60,8 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw held-out loss against cumulative payload, uplink and both ways, and save it.
 
     A line is the mean over seeds, its band one standard deviation on either side. Round 0, which
-    has sent nothing, is left out of the logarithmic axis.
+    has sent nothing, is left out of the logarithmic axis. Each task has a row of panels: losses of
+    different ones are not comparable.
 
     Parameters
     ----------
@@ -69,53 +71,58 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
         Where to save; the suffix chooses the format.
     """
     named = named_cells(curves)
-    with _figure(paths, columns=2, share_y=True) as panels:
-        for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
-            _lines(axes, curves[curves[sent] > 0], sent, "loss", named)
-            axes.set(xscale="log", xlabel=f"cumulative {label}")
-        panels[0].set_ylabel(LOSS)
-        _legend(panels)
+    with _task_rows(paths, curves, columns=2) as (panels, tasks):
+        for row, (_, own) in zip(panels, tasks, strict=True):
+            for axes, sent, label in zip(row, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
+                _lines(axes, own[own[sent] > 0], sent, "loss", named)
+                axes.set(xscale="log", xlabel=f"cumulative {label}")
 
 
 def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw each cell's final loss against its total payload; dominated cells are grey.
 
-    Parameters are those of `loss_against_bytes`. Bars are one standard deviation over seeds. The
-    axis ends above the front, or its shape could not be seen beside what failed to learn; what lies
-    beyond is counted.
+    Parameters and rows are those of `loss_against_bytes`. Bars are one standard deviation over
+    seeds. The axis ends above the front, or its shape could not be seen beside what failed to
+    learn; what lies beyond is counted.
     """
     final = _final(curves)
+    styles = _styles(final, named_cells(final))
+    with _task_rows(paths, final, columns=2) as (panels, tasks):
+        for row, (_, own) in zip(panels, tasks, strict=True):
+            _front(row, own, styles)
+
+
+def _front(
+    panels: Sequence[Axes], final: pd.DataFrame, styles: Mapping[str, tuple[str, str, str]]
+) -> None:
+    """Draw the Pareto front of one task."""
     on_a_front = final[pareto(final, "sent_up") | pareto(final, "sent")]
     low = (on_a_front["loss"] - on_a_front["sd"]).min()
     high = (on_a_front["loss"] + on_a_front["sd"]).max()
     room = max(FRONT_SHARE * (high - low), 0.01 * high)
     top = high + room
     beyond = int((final["loss"] > top).sum())
-    styles = _styles(final, named_cells(final))
-    with _figure(paths, columns=2, share_y=True) as panels:
-        for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
-            shown = final[final[sent] > 0]
-            front = pareto(shown, sent)
-            rest = shown[~front]
-            bars = rest["sd"] if len(rest) <= 100 else None
-            above = f"; {beyond} beyond the axis" if beyond else ""
+    for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
+        shown = final[final[sent] > 0]
+        front = pareto(shown, sent)
+        rest = shown[~front]
+        bars = rest["sd"] if len(rest) <= 100 else None
+        axes.errorbar(
+            rest[sent], rest["loss"], bars, fmt="o", color=GREY, markersize=4, linewidth=0.8,
+            label="dominated" if len(rest) else "_", rasterized=bars is None,
+        )  # fmt: skip
+        best = shown[front].sort_values(sent)
+        axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
+        for cell, point in best.set_index("cell").iterrows():
+            colour, marker, _ = styles.get(str(cell), ("0.4", "o", "-"))
             axes.errorbar(
-                rest[sent], rest["loss"], bars, fmt="o", color=GREY, markersize=4, linewidth=0.8,
-                label=f"dominated{above}" if len(rest) else "_", rasterized=bars is None,
+                point[sent], point["loss"], point["sd"], fmt=marker, color=colour,
+                markersize=6, linewidth=0.8, label=str(cell) if str(cell) in styles else "_",
             )  # fmt: skip
-            best = shown[front].sort_values(sent)
-            axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
-            for cell, point in best.set_index("cell").iterrows():
-                colour, marker, _ = styles.get(str(cell), ("0.4", "o", "-"))
-                axes.errorbar(
-                    point[sent], point["loss"], point["sd"], fmt=marker, color=colour,
-                    markersize=6, linewidth=0.8, label=str(cell) if str(cell) in styles else "_",
-                )  # fmt: skip
-            axes.set(xscale="log", xlabel=f"total {label}")
-        if beyond:
-            panels[0].set_ylim(low - 0.1 * room, top)
-        panels[0].set_ylabel(LOSS)
-        _legend(panels)
+        axes.set(xscale="log", xlabel=f"total {label}")
+    if beyond:
+        panels[0].set_ylim(low - 0.1 * room, top)
+        panels[-1].set_title(f"{beyond:,} dominated beyond the axis", fontsize=7, loc="right")
 
 
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
@@ -187,8 +194,8 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
 def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> None:
     """Draw loss against local epochs when every cell has sent the same uplink bytes.
 
-    The budget is what the cell that sends least sends in all, so that every cell can spend it;
-    cells whose first round takes more are left out.
+    The budget is what the cell of a task that sends least sends in all, so that every cell can
+    spend it; cells whose first round takes more are left out.
 
     Parameters
     ----------
@@ -199,9 +206,11 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    budget = curves.groupby("cell", observed=True)["sent_up"].max().min()
+    sent = curves.groupby(["task", "cell"], observed=True)["sent_up"].max()
+    budgets = sent.groupby(level="task", observed=True).min()
+    budget = curves["task"].astype(str).map(budgets.rename(index=str))
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
-    spent = spent[(spent["sent_up"] > 0) | (budget == 0)]
+    spent = spent[(spent["sent_up"] > 0) | (budget.loc[spent.index] == 0)]
     done = results[results["status"] == "done"]
     settings = settings_of(done)
     cells = run_labels(done, settings)
@@ -210,12 +219,14 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     own = own.set_axis(cells)[~cells.duplicated().to_numpy()]
     points = spent.join(own, on="cell").drop(columns="cell").rename(columns={"line": "cell"})
     points = points.astype({"epochs": int}).sort_values(["cell", "epochs"])
-    ranked = points.groupby("cell", sort=False)["loss"].min().nsmallest(NAMED).index
-    with _figure(paths, columns=1) as panels:
-        _lines(panels[0], points, "epochs", "loss", list(map(str, ranked)))
-        panels[0].set(xlabel="local epochs", ylabel=LOSS, title=f"at {budget:,.2f} MB of uplink")
-        panels[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _legend(panels)
+    best = points.groupby("cell", sort=False).agg({"loss": "min", "task": "first"})
+    share = _share(best)
+    named = [cell for _, own in _by_task(best) for cell in own["loss"].nsmallest(share).index]
+    with _task_rows(paths, points, columns=1) as (panels, tasks):
+        for [axes], (task, own) in zip(panels, tasks, strict=True):
+            _lines(axes, own, "epochs", "loss", named)
+            axes.set(xlabel=f"local epochs, at {budgets[task]:,.2f} MB of uplink")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def rate_distortion(codecs: pd.DataFrame, *paths: Path) -> None:
@@ -249,12 +260,45 @@ def rate_distortion(codecs: pd.DataFrame, *paths: Path) -> None:
 
 
 def named_cells(curves: pd.DataFrame) -> list[str]:
-    """Choose the cells that a figure names: all, or of many the Pareto front's best by loss."""
+    """Choose the cells that a figure names: all, or of many some from each task's Pareto front."""
     final = _final(curves)
-    if len(final) > NAMED:
-        front = final[pareto(final, "sent_up") | pareto(final, "sent")].sort_values("sent_up")
-        final = front.iloc[np.unique(np.linspace(0, len(front) - 1, NAMED).round().astype(int))]
-    return list(map(str, final["cell"]))
+    if len(final) <= NAMED:
+        return list(map(str, final["cell"]))
+    share = _share(final)
+    named: list[str] = []
+    for _, own in _by_task(final):
+        front = own[pareto(own, "sent_up") | pareto(own, "sent")].sort_values("sent_up")
+        places = np.unique(np.linspace(0, len(front) - 1, share).round().astype(int))
+        named += map(str, front["cell"].iloc[places])
+    return named
+
+
+def _by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split the first `TASKS` tasks, in the order that they come."""
+    groups = table.groupby("task", sort=False, observed=True)
+    return [(str(task), own) for task, own in groups][:TASKS]
+
+
+def _share(table: pd.DataFrame) -> int:
+    """Say how many cells of each task a figure can name."""
+    return NAMED // min(TASKS, table["task"].nunique())
+
+
+@contextmanager
+def _task_rows(
+    paths: Sequence[Path], table: pd.DataFrame, columns: int
+) -> Iterator[tuple[list[Sequence[Axes]], list[tuple[str, pd.DataFrame]]]]:
+    """Yield a row of panels, which share an axis of losses, for each task; name it if several."""
+    tasks = _by_task(table)
+    height = 3.2 if len(tasks) == 1 else 2.8 * len(tasks)
+    with _figure(paths, columns, rows=len(tasks), height=height, share_y=True) as panels:
+        rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+        yield rows, tasks
+        for row, (task, _) in zip(rows, tasks, strict=True):
+            row[0].set_ylabel(LOSS)
+            if len(tasks) > 1:
+                row[0].set_title(fill(task, 40 * columns), loc="left", fontsize=8)
+        _legend(panels)
 
 
 def _final(curves: pd.DataFrame) -> pd.DataFrame:
@@ -362,7 +406,8 @@ def _figure(
         figure = Figure(figsize=(7.0, height), dpi=150, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[call-arg,union-attr]
         FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel().tolist()
+        grid = figure.subplots(rows, columns, sharey="row" if share_y else False, squeeze=False)
+        panels = grid.ravel().tolist()
         yield panels
         for axes in panels:
             axes.grid(visible=True, which="major", color="0.9")
@@ -376,10 +421,6 @@ def _figure(
         dpi = figure.dpi
         for path in paths:  # savefig would draw each twice, to lay out again
             figure.dpi = dpi  # vector formats leave theirs
-            match path.suffix:
-                case ".svg":
-                    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
-                case ".pdf":
-                    FigureCanvasPdf(figure).print_pdf(path, metadata={"CreationDate": None})
-                case _:
-                    FigureCanvasAgg(figure).print_png(path)
+            canvas: Any = CANVASES[path.suffix](figure)
+            date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+            getattr(canvas, f"print_{path.suffix[1:]}")(path, metadata=date)

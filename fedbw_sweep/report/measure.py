@@ -14,7 +14,7 @@ from fedbw_sweep.config import NetworkConfig
 from fedbw_sweep.console import MB
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.network import break_even_mbit_s, codec_seconds, link_bytes, run_seconds
-from fedbw_sweep.report.table import run_labels, varying_settings
+from fedbw_sweep.report.table import run_labels, task_settings, varying_settings
 from fedbw_sweep.results import Column, Records
 
 TARGET_MEASURES: Mapping[str, Column] = {
@@ -173,12 +173,14 @@ def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``cell`` (its label), ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over
-        seeds, in MB: ``up`` and ``down`` of the round, ``sent_up`` and ``sent`` up to it; sorted by
-        cell as in `results`, then round.
+        ``cell`` (its label), ``task`` (the label of what makes losses comparable), ``round``,
+        ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up`` and ``down``
+        of the round, ``sent_up`` and ``sent`` up to it; sorted by cell as in `results`, then round.
     """
     done = results[results["status"] == "done"]
-    labels = run_labels(done, settings_of(done))
+    settings = settings_of(done)
+    labels = run_labels(done, settings)
+    tasks = run_labels(done, task_settings(settings))[~labels.duplicated()]
     cells = list(dict.fromkeys(labels))
     code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
     codes = rounds["run_id"].map(code)
@@ -196,7 +198,10 @@ def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
     )
     grouped = numbers.groupby(["cell", "round"])
     curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
-    return curves.assign(cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)))
+    return curves.assign(
+        cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)),
+        task=pd.Categorical(tasks.to_numpy()[curves["cell"]]),
+    )
 
 
 def is_baseline(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:

@@ -27,7 +27,7 @@ from fedbw_sweep.report.command import (
     sections_from_columns,
 )
 from fedbw_sweep.report.render import Rendered
-from fedbw_sweep.report.table import run_labels, varying_settings
+from fedbw_sweep.report.table import run_labels, task_settings, varying_settings
 from fedbw_sweep.results import RESULTS_COLUMNS, Records
 
 LIMIT = 1_500_000
@@ -166,8 +166,8 @@ def _configurations(
     Returns
     -------
     configurations : pandas.DataFrame
-        A row per configuration, numbered from 0: `settings`, ``label``, ``task`` (runs of
-        different models or texts have no common scale of loss), counts of runs by status, and mean
+        A row per configuration, numbered from 0: `settings`, ``label``, ``task`` (see
+        `table.TASK`), counts of runs by status, and mean
         and standard deviation (ddof 1) over done runs of each of `METRICS`.
     of_run : pandas.Series
         The configuration's number for each row of `results`.
@@ -179,9 +179,8 @@ def _configurations(
     table["done"] = done.groupby(label).sum()
     table["failed"] = (results["status"] == "failed").groupby(label).sum()
     table["runs"] = label.groupby(label).size()
-    tasks = [name for name in settings if name.partition(".")[0] in ("model", "data")]
     own = results[settings].astype(object).where(results[settings].notna(), None)
-    own["task"] = run_labels(results, tasks)
+    own["task"] = run_labels(results, task_settings(settings))
     first = own.groupby(label, sort=False).head(1)
     table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
     table = table.sort_values("loss", kind="stable", na_position="last", ignore_index=True)

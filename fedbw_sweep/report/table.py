@@ -9,6 +9,17 @@ from rich.table import Table
 from fedbw_sweep.console import MB, in_all_units
 from fedbw_sweep.results import AXES, RESULTS_COLUMNS
 
+TASK = "model", "data", "sequence_length"
+"""Settings with whose parameters a held-out loss is another measure: it has no common scale."""
+
+TASKS = 6
+"""Rows of a figure of losses: one for each task."""
+
+
+def task_settings(settings: list[str]) -> list[str]:
+    """Return those of `settings` that runs must share for their losses to be comparable."""
+    return [name for name in settings if name.partition(".")[0] in TASK]
+
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
     """Name the configuration columns that tell runs apart, `compression` always first.
