@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from hydra import initialize_config_dir
 from fedbw_sweep import run
 from fedbw_sweep.cells import Composer
 from fedbw_sweep.config import CONF, RunConfig
-from fedbw_sweep.results import collect, load_records
+from fedbw_sweep.results import collect, load, load_records
 
 from .conftest import ROOT, config_of
 from .local import simulator
@@ -22,8 +23,6 @@ from .local import simulator
 PAGES = ROOT / "docs" / "results"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CUT = {"rounds": 2, "batch_size": 1, "sequence_length": 8, "seed": 1}
-TIMED = {"diloco"}
-"""Tables of times, which need the runs' folders."""
 
 
 @cache
@@ -72,7 +71,7 @@ def test_smoke(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (results["uplink_bytes"] > 0).all()
 
 
-def renderer() -> ModuleType:
+def load_render() -> ModuleType:
     spec = importlib.util.spec_from_file_location("render", PAGES / "render.py")
     assert spec is not None
     assert spec.loader is not None
@@ -81,33 +80,83 @@ def renderer() -> ModuleType:
     return module
 
 
-def shown() -> list[str]:
-    return sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "README")
+render = load_render()
+SHOWN = sorted(path.stem for path in PAGES.glob("*.md") if path.stem != "README")
+
+
+def text_of(page: str) -> str:
+    return (PAGES / f"{page}.md").read_text(encoding="utf-8")
 
 
 def test_every_experiment_has_its_page() -> None:
-    index = (PAGES / "README.md").read_text(encoding="utf-8")
-    assert set(EXPERIMENTS) - {"small", "seed"} == set(shown())
-    for name in shown():
-        assert f"({name}.md)" in index
+    assert set(EXPERIMENTS) - {"small", "seed"} == set(SHOWN)
+    for name in SHOWN:
+        assert f"({name}.md)" in text_of("README")
 
 
-@pytest.mark.parametrize("name", shown())
-def test_the_results_shown_are_those_recorded(
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_has_its_experiments_commands_and_all_that_is_known_of_its_runs(name: str) -> None:
+    experiment = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    commands = [
+        f"# python -m {module} {' '.join(arguments)}"
+        for module, *arguments in render.commands(text_of(name))
+        if module == "fedbw_sweep"
+    ]
+    assert commands == re.findall("^# python -m .*", experiment, re.MULTILINE)
+    for sweep in render.trained(text_of(name)):
+        for mark in (f"<!-- runs {sweep} -->", f"<!-- hashes {sweep} -->"):
+            assert mark in text_of(name)
+    assert "<!-- table" in text_of(name)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_page_is_what_its_records_make_of_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(PAGES, tmp_path, dirs_exist_ok=True)
+    figures = [tmp_path / at / f"{kind}.png" for at, kind in render.FIGURE.findall(text_of(name))]
+    for figure in figures:
+        figure.unlink()
     monkeypatch.chdir(ROOT)
-    render = renderer()
-    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
-    moved = {str(folder): PAGES / folder.name for folder in render.sweeps(page)}
-    assert moved
-    experiment = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    for module, *arguments in render.commands(page):
-        if module == "fedbw_sweep":
-            assert f"# python -m fedbw_sweep {' '.join(arguments)}\n" in experiment
-    render.make_report(page, moved, tmp_path)
-    tables = {k: v for k, v in render.tables(tmp_path).items() if k.split()[1] not in TIMED}
-    assert any(f"<!-- {table} -->" in page for table in tables) or name in TIMED
-    assert render.fill(page, tables) == page
-    for folder, figure in render.FIGURE.findall(page):
-        assert (PAGES / folder / f"{figure}.png").exists()
+    monkeypatch.setattr(render, "HERE", tmp_path)
+    render.render_recorded(name)
+    assert (tmp_path / f"{name}.md").read_text(encoding="utf-8") == text_of(name)
+    assert figures
+    assert all(figure.exists() for figure in figures)
+
+
+@pytest.mark.parametrize("block", sorted(render.TIMED))
+def test_what_is_recorded_of_tables_of_times(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes and losses are: only what the runs' folders tell is missing."""
+    monkeypatch.chdir(ROOT)
+    [page] = [text for text in map(text_of, SHOWN) if f"<!-- {block} -->" in text]
+    [arguments] = [words for words in render.reports(page) if "--network" in words]
+    render.make_report(arguments, render.kept(page), tmp_path)
+    made = render.tables(tmp_path)[block].splitlines()
+    [shown] = [m[0].splitlines()[1:-1] for m in render.BLOCK.finditer(page) if m[2] == block]
+    assert len(made) == len(shown)
+    for now, was in zip(made, shown, strict=True):
+        for cell, recorded in zip(now.split("|"), was.split("|"), strict=True):
+            assert cell in (recorded, " — ")
+
+
+def test_a_sample_to_verify_has_another_run_of_each_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps = "five_ways", "layers"
+    shutil.copytree(PAGES, tmp_path, dirs_exist_ok=True)
+    alike = set.intersection(*(set(load(PAGES / sweep)["run_id"]) for sweep in sweeps))
+    first, second, *_ = sorted(alike)
+    for folder in (f"five_ways/{first}", f"layers/{first}", f"layers/{second}"):
+        (tmp_path / "outputs" / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(render, "HERE", tmp_path)
+    monkeypatch.setattr(render, "load_records", lambda paths: None)
+    monkeypatch.setattr(render, "verify", lambda words: print(*words))
+    render.verify_a_sample(list(sweeps))
+    said = f"- outputs/five_ways/{first}\n- outputs/layers/{second}\n"
+    assert f"<!-- verified -->\n{said}<!-- end -->" in (tmp_path / "README.md").read_text("utf-8")
+    with pytest.raises(SystemExit, match="outputs/fedavg has no run of"):
+        render.verify_a_sample(["fedavg"])

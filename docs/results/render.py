@@ -2,15 +2,16 @@
 
 python docs/results/render.py PAGE...
 python docs/results/render.py --recorded PAGE...
-python docs/results/render.py --verify PAGE...
+python docs/results/render.py --verify SWEEP...
 
 A page names its commands in its first block of code: those that train, then the report's. This runs
-the report's, on ``outputs/`` when the others have been run, and replaces what stands between
-``<!-- table NAME -->``, ``<!-- codecs -->`` or ``<!-- runs -->`` and ``<!-- end -->``, and the
-figures that the page shows. The runs' results.csv and rounds.csv are kept in a folder beside the
-page, so that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded``
-fills a page from them, when the report has changed and the runs have not. ``--verify`` does a run
-of each page's experiment again and puts what it found into README.md.
+the report's, on ``outputs/`` when the others have been run, and replaces what stands between a mark
+and ``<!-- end -->``: ``<!-- table NAME -->``, ``<!-- runs SWEEP -->``, ``<!-- hashes SWEEP -->`` or
+``<!-- codecs -->``. The figures shown of ``SWEEP/`` are those of the last report that reads it
+first. The results.csv and rounds.csv of what the page trains are kept in ``SWEEP/`` beside it, so
+that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded`` fills a
+page from them, when the report has changed and the runs have not. ``--verify`` does a run of each
+sweep again and puts what it found into README.md.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from fedbw_sweep.report.__main__ import main as report
-from fedbw_sweep.results import RESULTS, ROUNDS, Records, load_records
+from fedbw_sweep.report.measure import settings_of
+from fedbw_sweep.report.table import run_labels
+from fedbw_sweep.results import RESULTS, ROUNDS, Records, load, load_records
 from fedbw_sweep.verify import main as verify
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
 SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
+TIMED = {"table diloco", "table communication_time"}
+"""Tables of seconds, which only the runs' folders tell."""
 
 
 def commands(page: str) -> list[list[str]]:
@@ -44,13 +49,37 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line)[2:] for line in lines if line.startswith("python -m ")]
 
 
-def make_report(page: str, moved: Mapping[str, Path], out: Path) -> None:
-    """Run a page's report on folders that stand for those it names."""
-    [arguments] = [rest for module, *rest in commands(page) if module == "fedbw_sweep.report"]
-    arguments = [str(moved.get(word, word)) for word in arguments]
+def reports(page: str) -> list[list[str]]:
+    """Return the arguments of a page's reports."""
+    return [rest for module, *rest in commands(page) if module == "fedbw_sweep.report"]
+
+
+def sweeps(arguments: list[str]) -> list[Path]:
+    """Return the folders that a report reads."""
+    return [Path(word) for word in arguments if word.startswith("outputs/")]
+
+
+def trained(page: str) -> list[str]:
+    """Name the sweeps that a page's commands train: an experiment's has its name, or is given."""
+    words = [
+        dict(word.split("=", 1) for word in rest if "=" in word)
+        for module, *rest in commands(page)
+        if module == "fedbw_sweep"
+    ]
+    return list(dict.fromkeys(given.get("sweep", given["experiment"]) for given in words))
+
+
+def kept(page: str) -> dict[str, Path]:
+    """Return the folders beside the pages that stand for those that a page's reports read."""
+    read = [folder for arguments in reports(page) for folder in sweeps(arguments)]
+    return {str(folder): HERE / folder.name for folder in read}
+
+
+def make_report(arguments: list[str], moved: Mapping[str, Path], out: Path) -> None:
+    """Run a report on folders that stand for those it names."""
     said = StringIO()
     with redirect_stdout(said), redirect_stderr(said):
-        code = report([*arguments, "--out", str(out)])
+        code = report([*(str(moved.get(word, word)) for word in arguments), "--out", str(out)])
     if code:
         raise SystemExit(said.getvalue())
 
@@ -63,6 +92,18 @@ def fill(page: str, blocks: Mapping[str, str]) -> str:
 def tables(out: Path) -> dict[str, str]:
     """Return a report's tables as blocks."""
     return {f"table {p.stem}": p.read_text(encoding="utf-8") for p in out.glob("tables/*.md")}
+
+
+def hashes(sweep: str) -> str:
+    """List the runs kept of a sweep by their hashes: a row per cell, a column per seed."""
+    runs = load(HERE / sweep)
+    runs = runs.sort_values(settings_of(runs), kind="stable")
+    cells = runs.assign(cell=run_labels(runs, settings_of(runs)), run_id="`" + runs["run_id"] + "`")
+    listed = cells.pivot_table("run_id", "cell", "seed", "first", sort=False).fillna("")
+    rows = [["run", *(f"seed {seed}" for seed in listed)], ["---"] * (1 + len(listed.columns))]
+    rows += [[cell, *ids] for cell, *ids in listed.itertuples()]
+    lines = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return f"<details><summary>The hash of each run</summary>\n\n{lines}\n</details>\n"
 
 
 def codecs(path: Path) -> str:
@@ -91,51 +132,67 @@ def describe(records: Records) -> str:
     )
 
 
-def sweeps(page: str) -> list[Path]:
-    """Return the folders that a page's report reads."""
-    [arguments] = [rest for module, *rest in commands(page) if module == "fedbw_sweep.report"]
-    return [Path(word) for word in arguments if word.startswith("outputs/")]
-
-
 def keep(name: str) -> dict[str, str]:
-    """Keep the numbers of a page's runs beside it; return what only their folders tell."""
-    folders = sweeps((HERE / f"{name}.md").read_text(encoding="utf-8"))
-    blocks = {"runs": describe(load_records(folders))}
+    """Keep the numbers of what a page trains beside it; return what only run folders tell."""
+    blocks = {}
+    for sweep in trained((HERE / f"{name}.md").read_text(encoding="utf-8")):
+        blocks[f"runs {sweep}"] = describe(load_records(Path("outputs", sweep)))
+        (HERE / sweep).mkdir(exist_ok=True)
+        for file in (RESULTS, ROUNDS):
+            shutil.copy(Path("outputs", sweep, file), HERE / sweep / file)
     if (bench := Path("outputs", f"{name}_codecs", "codecs.csv")).exists():
         blocks["codecs"] = codecs(bench)
-    for folder in folders:
-        (HERE / folder.name).mkdir(exist_ok=True)
-        for file in (RESULTS, ROUNDS):
-            shutil.copy(folder / file, HERE / folder.name / file)
     return blocks
 
 
-def render(name: str, blocks: Mapping[str, str], moved: Mapping[str, Path]) -> None:
-    """Fill one page with these blocks and a report's tables and figures; see `make_report`."""
+def render(name: str, blocks: dict[str, str], moved: Mapping[str, Path]) -> None:
+    """Fill one page with these blocks, its reports' tables and figures, and its runs' hashes."""
     path = HERE / f"{name}.md"
     page = path.read_text(encoding="utf-8")
-    with TemporaryDirectory() as out:
-        make_report(page, moved, Path(out))
-        for folder, figure in FIGURE.findall(page):
-            shutil.copy(Path(out) / "figures" / f"{figure}.png", HERE / folder / f"{figure}.png")
-        path.write_text(fill(page, {**blocks, **tables(Path(out))}), encoding="utf-8")
+    for arguments in reports(page):
+        with TemporaryDirectory() as out:
+            make_report(arguments, moved, Path(out))
+            blocks = tables(Path(out)) | blocks
+            for folder, figure in FIGURE.findall(page):
+                if folder == sweeps(arguments)[0].name:
+                    drawn = Path(out) / "figures" / f"{figure}.png"
+                    shutil.copy(drawn, HERE / folder / f"{figure}.png")
+    blocks |= {f"hashes {sweep}": hashes(sweep) for sweep in trained(page)}
+    path.write_text(fill(page, blocks), encoding="utf-8")
+
+
+def render_new(name: str) -> None:
+    """Fill one page from the runs in ``outputs/``, and from what other pages have kept."""
+    blocks = keep(name)
+    page = (HERE / f"{name}.md").read_text(encoding="utf-8")
+    own = {str(Path("outputs", sweep)) for sweep in trained(page)}
+    render(name, blocks, {word: path for word, path in kept(page).items() if word not in own})
 
 
 def render_recorded(name: str) -> None:
     """Fill one page from the numbers kept beside it, but for what only run folders tell."""
     page = (HERE / f"{name}.md").read_text(encoding="utf-8")
-    render(name, {}, {str(folder): HERE / folder.name for folder in sweeps(page)})
+    known = {f"{m[2]}": m[0][len(m[1]) : -len(m[3])] for m in BLOCK.finditer(page)}
+    render(name, {block: known[block] for block in TIMED & set(known)}, kept(page))
 
 
 def verify_a_sample(names: list[str]) -> None:
-    """Do the first finished run of each experiment again; say in README.md what came of it."""
-    lines = []
+    """Do a run of each sweep again, another one each time; say in README.md what came of it.
+
+    It is the first of those in ``outputs/``, and has to be what is kept beside the pages.
+    """
+    lines: list[str] = []
+    chosen: set[str] = set()
     for name in names:
-        results = pd.read_csv(Path("outputs", name, RESULTS))
+        known = [run for run in load(HERE / name)["run_id"] if Path("outputs", name, run).exists()]
+        if not (left := set(known) - chosen):
+            raise SystemExit(f"outputs/{name} has no run of {HERE / name / RESULTS}; do one first")
+        folder = Path("outputs", name, min(left))
+        chosen.add(folder.name)
+        load_records([folder, HERE / name])  # refuses different numbers of one run
         said = StringIO()
-        run = results.loc[results["status"] == "done", "run_id"].min()
         with redirect_stdout(said):
-            verify([str(Path("outputs", name, run))])
+            verify([str(folder)])
         lines.append(f"- {said.getvalue()}")
     readme = HERE / "README.md"
     page_text = fill(readme.read_text(encoding="utf-8"), {"verified": "".join(lines)})
@@ -150,4 +207,4 @@ if __name__ == "__main__":
             render_recorded(given)
     else:
         for given in sys.argv[1:]:
-            render(given, keep(given), {})
+            render_new(given)
