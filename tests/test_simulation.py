@@ -30,8 +30,8 @@ PYTHIA_BYTES = 56_270_848
 STOP_S = 30
 """For Ctrl-C: far more than the few seconds that it takes, for tests may share the cores."""
 
-FEDERATION = ("-m", *SMALL, "num_clients=5", "rounds=5", "clients.dropout=0.4")
-"""Clients come again, and some of them drop out."""
+FEDERATION = ("-m", *SMALL, "num_clients=5", "rounds=5", "local_steps=8", "clients.dropout=0.4")
+"""Clients come again, some of them drop out, and a worker can be met at work."""
 
 GRID = (*FEDERATION, "compression@downlink=none,topk", "compression=none,topk,lowrank")
 HALF = (*FEDERATION, "compression@downlink=topk", "compression=none,topk,lowrank")
@@ -174,7 +174,7 @@ def kill_workers(process: subprocess.Popen[str], most: int) -> int:
 def test_two_sweeps_at_once_do_not_meet(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     """Nor do more workers, runs at the same time or a killed worker change a byte."""
     disturbed = start(tmp_path / "disturbed", *HALF, "backend.workers=2", "backend.runs=1")
-    several = start(tmp_path / "several", *HALF, "backend.workers=3", "backend.runs=3")
+    several = start(tmp_path / "several", *HALF, "backend.workers=4", "backend.runs=3")
     assert kill_workers(disturbed, 3)
     for process, name in ((disturbed, "disturbed"), (several, "several")):
         printed, _ = process.communicate()
