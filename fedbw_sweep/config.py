@@ -34,7 +34,10 @@ EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "
 class Section(BaseModel):
     """Validated settings: frozen, strictly typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    # Built when first used, once with what it is part of: a command starts sooner.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True
+    )
 
     @classmethod
     def from_hydra(cls, cfg: DictConfig) -> Self:
