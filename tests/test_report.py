@@ -6,11 +6,13 @@ import csv
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -35,6 +37,7 @@ from .conftest import ROOT, SMALL, config_of
 from .local import simulator
 
 METHODS, CLIENTS, SEEDS = ("none", "int8", "topk"), (2, 4), (1, 2, 3)
+VARIED = "compression", "num_clients", "seed"
 KILLED, DIVERGED = ("int8", 4, 3), ("topk", 2, 2)
 MINUTE = (
     "model.architecture.num_hidden_layers=1",
@@ -45,6 +48,31 @@ MINUTE = (
 )
 TARGET, BUDGET = 5.14, 1e6
 Cell = tuple[str, int, int]
+
+
+def kill(sweep: Path, *overrides: str) -> None:
+    """Do a run in a process of its own, which the kernel kills after the first round's training."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from fedbw_sweep import run
+from tests.conftest import config_of
+from tests.local import simulator
+
+evaluate, evaluated = run.heldout_loss, []
+
+def evaluate_once(*arguments):
+    if evaluated:
+        os.kill(os.getpid(), signal.SIGKILL)
+    evaluated.append(True)
+    return evaluate(*arguments)
+
+run.simulate, run.heldout_loss = simulator(), evaluate_once
+run.execute(config_of(*sys.argv[2:]), Path(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", code, str(sweep), *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +91,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.partition=iid",
     )
     configs = {
-        (method, clients, seed): config_of(
-            *quick, f"compression={method}", f"num_clients={clients}", f"seed={seed}"
-        )
-        for method in METHODS
-        for clients in CLIENTS
-        for seed in SEEDS
+        cell: config_of(*quick, *(f"{k}={v}" for k, v in zip(VARIED, cell, strict=True)))
+        for cell in product(METHODS, CLIENTS, SEEDS)
     }
     announce(configs.values(), folder)
+    kill(folder, *quick, *(f"{k}={v}" for k, v in zip(VARIED, KILLED, strict=True)))
+    assert [path.name for path in (folder / configs[KILLED].run_id).iterdir()] == ["config.yaml"]
     evaluate = run.heldout_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "simulate", simulator())
@@ -93,28 +119,83 @@ def report(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def books(sweep: Path) -> dict[Cell, dict[str, list[float]]]:
-    """Each finished run's bytes by round, from its messages, and its losses, in plain Python."""
-    found = {}
+def books(sweep: Path) -> dict[Cell, dict[str, float | None]]:
+    """Each finished run's numbers, from its messages, losses and seconds, in plain Python."""
+    network = yaml.safe_load((ROOT / "conf" / "network" / "campus.yaml").read_text())
+    assert network["spread"] == 0  # no draws: a message's time is latency and bytes over the rate
+    rate = {way: network[f"{way}_mbit_s"] * 1e6 / 8 for way in ("uplink", "downlink")}
+    found: dict[Cell, dict[str, float | None]] = {}
     for folder in sweep.iterdir():
         if not (folder / "status.json").exists():
             continue
         if json.loads((folder / "status.json").read_text())["status"] != "done":
             continue
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        cell = (config["compression"]["name"], config["num_clients"], config["seed"])
         with (folder / "rounds.csv").open() as file:
             losses = [float(row["loss"]) for row in csv.DictReader(file)]
-        sent = {"uplink": [0] * len(losses), "downlink": [0] * len(losses)}
-        for message in pq.read_table(folder / "messages.parquet").to_pylist():
-            sent[message["direction"]][message["round"]] += message["payload_bytes"]
-        found[cell] = {"loss": losses, "up": sent["uplink"], "down": sent["downlink"]}
+        with (folder / "timing.csv").open() as file:
+            timing = {int(row["round"]): row for row in csv.DictReader(file)}
+        messages = pq.read_table(folder / "messages.parquet").to_pylist()
+        numbers = range(len(losses))
+        way = {
+            name: [
+                [m for m in messages if m["direction"] == name and m["round"] == n] for n in numbers
+            ]
+            for name in ("uplink", "downlink")
+        }
+        up, down = (
+            [sum(sum(m["payload_bytes"] for m in of) for of in way[name][: n + 1]) for n in numbers]
+            for name in ("uplink", "downlink")
+        )
+        both = [u + d for u, d in zip(up, down, strict=True)]
+        uplinks = [m for of in way["uplink"] for m in of]
+        dense = sum(m["dense_bytes"] for m in uplinks)
+        slowest = [
+            max(
+                sum(
+                    network["latency_s"] + m["payload_bytes"] / rate[m["direction"]]
+                    for m in messages
+                    if (m["round"], m["client"]) == (n, client)
+                )
+                for client in {m["client"] for m in messages}
+            )
+            for n in numbers[1:]
+        ]
+        coding = [
+            float(timing[n]["encode_seconds"]) / len(way["uplink"][n])
+            + float(timing[n]["decode_seconds"])
+            for n in numbers[1:]
+        ]
+        first = next((n for n in numbers if losses[n] <= TARGET), None)
+        found[config["compression"]["name"], config["num_clients"], config["seed"]] = {
+            "uplink_bytes": up[-1],
+            "downlink_bytes": down[-1],
+            "total_bytes": both[-1],
+            "uplink_ratio": dense / up[-1],
+            "bits_per_coordinate": 8 * up[-1] / (dense / 4),  # fp32 takes 4 bytes
+            "loss": losses[-1],
+            "rounds_to_target": first,
+            "uplink_bytes_to_target": None if first is None else up[first],
+            "downlink_bytes_to_target": None if first is None else down[first],
+            "bytes_to_target": None if first is None else both[first],
+            "seconds_to_target": None if first is None else sum(slowest[:first]),
+            "loss_at_uplink_budget": [losses[n] for n in numbers if up[n] <= BUDGET][-1],
+            "loss_at_budget": [losses[n] for n in numbers if both[n] <= BUDGET][-1],
+            "round_seconds": statistics.mean(slowest),
+            "communication_seconds": sum(slowest),
+            "codec_seconds": statistics.mean(coding),
+            "link_bytes": sum(
+                statistics.mean(m["payload_bytes"] for of in way[name] for m in of) for name in way
+            ),
+        }
+    for (method, clients, seed), own in found.items():
+        base = found["none", clients, seed]
+        own["loss_difference"] = own["loss"] - base["loss"]
+        saved = base["link_bytes"] - own["link_bytes"]
+        longer = own["codec_seconds"] - base["codec_seconds"]
+        speed = float("inf") if longer <= 0 else 8 * saved / 1e6 / longer
+        own["break_even_mbit_s"] = None if method == "none" else speed if saved > 0 else 0.0
     return found
-
-
-def table(report: Path, name: str) -> dict[tuple[str, int], dict[str, str]]:
-    with (report / "tables" / f"{name}.csv").open() as file:
-        return {(row["compression"], int(row["num_clients"])): row for row in csv.DictReader(file)}
 
 
 def near(text: str, value: float | None) -> bool:
@@ -123,59 +204,114 @@ def near(text: str, value: float | None) -> bool:
     )
 
 
-def test_every_number_is_right(sweep: Path, report: Path) -> None:
+SHOWN = {  # what is printed: a column's measure, divisor, decimals, whether with sd and speed-up
+    "compression": {
+        "up (MB)": ("uplink_bytes", 1e6, ".2f"),
+        "down (MB)": ("downlink_bytes", 1e6, ".2f"),
+        "total (MB)": ("total_bytes", 1e6, ".2f"),
+        "up ratio": ("uplink_ratio", 1, ".1f"),
+        "up (bits/coord.)": ("bits_per_coordinate", 1, ".3f"),
+        "loss (nats/token)": ("loss", 1, ".3f"),
+        "loss - baseline's (nats/token)": ("loss_difference", 1, "+.3f"),
+    },
+    "bytes_to_target": {
+        "rounds to target": ("rounds_to_target", 1, ".1f"),
+        "up (MB)": ("uplink_bytes_to_target", 1e6, ".2f"),
+        "down (MB)": ("downlink_bytes_to_target", 1e6, ".2f"),
+        "total (MB)": ("bytes_to_target", 1e6, ".2f"),
+    },
+    "loss_at_budget": {
+        "loss when spent up (nats/token)": ("loss_at_uplink_budget", 1, ".3f"),
+        "loss when spent both ways (nats/token)": ("loss_at_budget", 1, ".3f"),
+    },
+    "communication_time": {
+        "a round (s)": ("round_seconds", 1, ",.2f"),
+        "all rounds (s)": ("communication_seconds", 1, ",.1f"),
+        "coding a round (s)": ("codec_seconds", 1, ".3f"),
+        "break-even (Mbit/s)": ("break_even_mbit_s", 1, ",.0f"),
+    },
+    "time_to_target": {
+        "rounds to target": ("rounds_to_target", 1, ".1f"),
+        "communication (s)": ("seconds_to_target", 1, ",.1f"),
+    },
+}
+SPREAD = {
+    "loss", "loss_difference", "rounds_to_target", "bytes_to_target", "loss_at_uplink_budget",
+    "loss_at_budget", "seconds_to_target",
+}  # fmt: skip
+SPED_UP = {"uplink_bytes_to_target", "bytes_to_target", "round_seconds", "seconds_to_target"}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     runs = books(sweep)
     assert len(runs) == 16
-    costs, targets = table(report, "compression"), table(report, "bytes_to_target")
-    budgets = table(report, "loss_at_budget")
-    assert len(costs) == len(targets) == len(budgets) == 6
-    counts = set()
-    for (method, clients), row in costs.items():
-        own = {s: runs[method, clients, s] for s in SEEDS if (method, clients, s) in runs}
-        base = {s: runs["none", clients, s] for s in own}
-        up = [sum(r["up"]) for r in own.values()]
-        down = [sum(r["down"]) for r in own.values()]
-        last = [r["loss"][-1] for r in own.values()]
-        pairs = [own[s]["loss"][-1] - base[s]["loss"][-1] for s in own]
-        assert near(row["uplink_bytes"], statistics.mean(up))
-        assert near(row["downlink_bytes"], statistics.mean(down))
-        assert near(row["total_bytes"], statistics.mean(up) + statistics.mean(down))
-        assert near(row["loss"], statistics.mean(last))
-        assert near(row["loss_sd"], statistics.stdev(last))
-        assert near(row["loss_difference"], statistics.mean(pairs))
-        assert near(row["loss_difference_sd"], statistics.stdev(pairs))
-        ratio = statistics.mean(sum(b["up"]) / u for b, u in zip(base.values(), up, strict=True))
-        assert near(row["uplink_ratio"], ratio)  # the baseline sends dense fp32
-        lost = {k for k in (KILLED, DIVERGED) if k[:2] == (method, clients)}
-        assert (row["runs"], row["done"]) == ("3", str(3 - len(lost)))
-        assert row["missing"] == str(int(KILLED in lost))
-        assert row["failed"] == str(int(DIVERGED in lost))
-        assert row["loss_n"] == row["done"]
 
-        first = {
-            s: next((n for n, loss in enumerate(r["loss"]) if loss <= TARGET), None)
-            for s, r in own.items()
-        }
-        reached = {s: n for s, n in first.items() if n is not None}
-        counts.add((len(reached), len(own)))
-        row = targets[method, clients]
-        mean = statistics.mean(reached.values()) if reached else None
-        assert near(row["rounds_to_target"], mean)
-        assert row["rounds_to_target_n"] == str(len(reached))
-        for direction, column in (("up", "uplink"), ("down", "downlink")):
-            spent = [sum(own[s][direction][: n + 1]) for s, n in reached.items()]
-            assert near(row[f"{column}_bytes_to_target"], statistics.mean(spent) if spent else None)
+    def mean(name: str, method: str, clients: int) -> tuple[float | None, list[float], int]:
+        own = [runs[cell][name] for cell in runs if cell[:2] == (method, clients)]
+        values = [value for value in own if value is not None]
+        middle = statistics.median if name == "break_even_mbit_s" else statistics.mean
+        return middle(values) if values else None, values, len(own)
 
-        row = budgets[method, clients]
-        for directions, column in (
-            (["up"], "loss_at_uplink_budget"),
-            (["up", "down"], "loss_at_budget"),
-        ):
-            bought = []
-            for r in own.values():
-                spent = [sum(sum(r[d][: n + 1]) for d in directions) for n in range(len(r["loss"]))]
-                bought.append([x for x, s in zip(r["loss"], spent, strict=True) if s <= BUDGET][-1])
-            assert near(row[column], statistics.mean(bought))
+    with (report / "tables" / f"{name}.csv").open() as file:
+        rows = {(r["compression"], int(r["num_clients"])): r for r in csv.DictReader(file)}
+    markdown = (report / "tables" / f"{name}.md").read_text().splitlines()
+    cells = [line.strip("|").split("|") for line in markdown if "|" in line]
+    header, _, *printed = [[cell.strip(" *") for cell in line] for line in cells]
+    texts = [dict(zip(header, line, strict=True)) for line in printed]
+    text_of = {(r["compression"], int(r["num_clients"])): r for r in texts}
+    assert set(rows) == set(text_of) == set(product(METHODS, CLIENTS))
+    for (method, clients), row in rows.items():
+        text = text_of[method, clients]
+        lost = {cell for cell in (KILLED, DIVERGED) if cell[:2] == (method, clients)}
+        expected: dict[str, float | None] = {
+            "runs": 3, "done": 3 - len(lost),
+            "failed": int(DIVERGED in lost), "missing": int(KILLED in lost),
+        }  # fmt: skip
+        why = "failed" if DIVERGED in lost else "missing"
+        shown = {"n": f"2 of 3: 1 {why}" if lost else "3"}
+        for place, (title, (column, unit, form)) in enumerate(SHOWN[name].items()):
+            average, values, done = mean(column, method, clients)
+            expected[column], expected[f"{column}_n"] = average, len(values)
+            shown[title] = "—" if average is None else format(average / unit, form)
+            if average is None and place == 0:
+                shown[title] += " (not reached in 2 rounds)"
+            if column in SPREAD:
+                sd = statistics.stdev(values) if len(values) > 1 else None
+                expected[f"{column}_sd"] = sd
+                shown[title] += "" if sd is None else f" ± {format(sd / unit, form.strip('+'))}"
+            if values and len(values) < done:
+                shown[title] += f" [{len(values)} of {done}]"
+            if column in SPED_UP:
+                base, of_base, all_base = mean(column, "none", clients)
+                whole = len(values) == done and len(of_base) == all_base
+                times = base / average if whole and base and average else None
+                expected[f"{column}_speedup"] = times
+                shown[title] += "" if times is None else f" ({times:.1f}x)"
+        for column, found in row.items():
+            if column not in {"compression", "num_clients", "network"}:
+                assert near(found, expected.pop(column)), f"{method} {clients} {column}: {found}"
+        assert not expected
+        for title, found in text.items():
+            if title not in {"compression", "num_clients", "network"}:
+                assert found == shown.pop(title), f"{method} {clients} {title}"
+        assert not shown
+
+
+def test_every_number_of_the_runs_is_right(sweep: Path, report: Path) -> None:
+    runs = books(sweep)
+    with (report / "runs.csv").open() as file:
+        rows = {tuple(row[name] for name in VARIED): row for row in csv.DictReader(file)}
+    assert len(rows) == 18
+    for (method, clients, seed), own in runs.items():
+        row = rows[method, str(clients), str(seed)]
+        for name in set(own) & set(row):
+            assert near(row[name], own[name]), f"{method} {clients} {seed} {name}"
+    reached = {
+        cell[:2]: [own["rounds_to_target"] for c, own in runs.items() if c[:2] == cell[:2]]
+        for cell in runs
+    }
+    counts = {(len(found), found.count(None)) for found in reached.values()}
     assert len(counts) > 2, "the target is too easy or too hard to tell anything"
 
 
