@@ -215,9 +215,10 @@ def read_status(folder: Path) -> dict[str, Any] | None:
                 f"{folder} has schema version {written_by}, this version reads "
                 f"{SCHEMA_VERSION}; use another sweep folder (sweep=<name>)"
             )
-        if not {"run_id", "status"} <= status.keys():
+        ended = status.get("status") in STATES and isinstance(status.get("run_id"), str)
+        if not ended or not isinstance(status.get("summary") or {}, dict):
             raise ResultsError(
-                f"{folder / STATUS} is damaged: no run_id or status; delete {folder}"
+                f"{folder / STATUS} is damaged: no run_id, status or summary; delete {folder}"
             )
         return dict(status)
     return None
@@ -508,7 +509,13 @@ def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str,
 def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=_RESULTS_AND_SOURCE, dtype=object)
     dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
-    return table.astype({**dtypes, "source": "string"})
+    try:
+        return table.astype({**dtypes, "source": "string"})
+    except (TypeError, ValueError) as error:
+        for row in rows if len(rows) > 1 else []:
+            _results_frame([row])
+        [row] = rows
+        raise ResultsError(f"{row['source']}/{STATUS} is damaged: {error}") from None
 
 
 def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
@@ -516,6 +523,8 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     table = _parse_csv(path, _read_whole_lines(path, notes), RESULTS_COLUMNS)
     if lacking := [name for name in [*AXES, "seed"] if name not in table]:
         raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
+    if table["run_id"].isna().any():
+        raise ResultsError(f"{path} has a run without run_id")
     if not set(table["status"]) <= set(STATES):
         raise ResultsError(f"{path} has a run whose status is none of {', '.join(STATES)}")
     versions = set(table["schema_version"].dropna()) | (
@@ -563,6 +572,11 @@ def _parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Dat
             ),
         )
         missing = set(columns) - set(table.column_names)
+        twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+        if twice:
+            raise ResultsError(f"{path} has the column {', '.join(sorted(twice))} more than once")
+        if pa.binary() in table.schema.types:
+            raise ResultsError(f"{path} cannot be read as a CSV of this version: it is not UTF-8")
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read as a CSV of this version: {error}") from None
     if missing:
@@ -700,11 +714,15 @@ def _load_rounds(
         parts.append(part.loc[part["run_id"].isin(runs), list(ROUNDS_COLUMNS)])
     dtypes = {name: column.dtype for name, column in ROUNDS_COLUMNS.items()}
     rounds = pd.concat(parts, ignore_index=True).astype(dtypes)
-    if not tables:
+    key = ["run_id", "round"]
+    if (unknown := rounds[key].isna().any(axis=1)).any():
+        run = rounds.loc[unknown, "run_id"].iloc[0]
+        raise ResultsError(f"run {run} has a round without number, or no name, in its {ROUNDS}")
+    if not rounds.duplicated(key).any():
         return rounds
     rounds = rounds.drop_duplicates(ignore_index=True)
-    if (again := rounds.duplicated(["run_id", "round"])).any():
-        run, number = rounds.loc[again, ["run_id", "round"]].iloc[0]
+    if (again := rounds.duplicated(key)).any():
+        run, number = rounds.loc[again, key].iloc[0]
         raise ResultsError(
             f"run {run} has different numbers for round {number} in two places: leave one out"
         )
@@ -733,8 +751,15 @@ def _read_alike(
             alike[header].append((run, path, body))
     for header, files in alike.items():
         data = b"\n".join([header, b"".join(body for _, _, body in files)])
-        table = _parse_csv(files[0][1], data, columns)
         lengths = [body.count(b"\n") for _, _, body in files]
+        try:
+            table = _parse_csv(files[0][1], data, columns)
+            whole = len(table) == sum(lengths)
+        except ResultsError:
+            whole = False
+        if not whole:  # one by one, to name the file, or because of empty lines
+            alone = [_parse_csv(path, header + b"\n" + body, columns) for _, path, body in files]
+            table, lengths = pd.concat(alone, ignore_index=True), list(map(len, alone))
         runs = pd.Series([run for run, _, _ in files], dtype="string")
         table["run_id"] = runs.repeat(lengths).array  # never a million Python strings
         yield table[["run_id", *columns]]

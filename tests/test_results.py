@@ -9,7 +9,9 @@ import pytest
 
 from fedbw_sweep import results
 from fedbw_sweep.config import RunConfig, config_columns
-from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.errors import ConfigError, ResultsError
+from fedbw_sweep.report.__main__ import main
+from fedbw_sweep.report.measure import Options
 from fedbw_sweep.results import (
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
@@ -19,6 +21,7 @@ from fedbw_sweep.results import (
     RunRecord,
     collect,
     is_done,
+    load_records,
 )
 
 Build = Callable[..., RunConfig]
@@ -188,3 +191,112 @@ def test_every_column_says_what_it_is() -> None:
                 assert column.dtype in {"Int64", "int64", "Float64", "float64"}
             if name.endswith("bytes"):
                 assert column.dtype in {"Int64", "int64"}, f"{name} must be a whole number"
+
+
+def two_tables(run_config: Build, folder: Path) -> tuple[Path, Path]:
+    """``results.csv`` and ``rounds.csv`` of two runs, without their folders."""
+    (folder / "here").mkdir()
+    for method in ("none", "topk"):
+        finished(run_config(f"compression={method}")).write(folder / "here")
+    collect(folder / "here")
+    found = [folder / "results.csv", folder / "rounds.csv"]
+    for path in found:
+        (folder / "here" / path.name).rename(path)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"\ntopk,", b"\nt\xffpk,", "not UTF-8"),
+        (b",loss,", b",loss,loss,", "cannot be read as a CSV"),
+        (b",lr,", b",batch_size,", "has the column batch_size more than once"),
+    ],
+)
+def test_a_table_that_was_damaged_is_named(
+    run_config: Build, tmp_path: Path, old: bytes, new: bytes, words: str
+) -> None:
+    results_csv, _ = two_tables(run_config, tmp_path)
+    text = results_csv.read_bytes()
+    assert old in text
+    results_csv.write_bytes(text.replace(old, new, 1))
+    with pytest.raises(ResultsError, match=words):
+        load_records(results_csv)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [("results", "run_id", "a run without run_id"), ("rounds", "round", "a round without number")],
+)
+def test_a_row_without_its_key_is_refused(
+    run_config: Build, tmp_path: Path, name: str, column: str, words: str
+) -> None:
+    results_csv, _ = two_tables(run_config, tmp_path)
+    path = tmp_path / f"{name}.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    rows.loc[1, column] = ""
+    rows.to_csv(path, index=False)
+    with pytest.raises(ResultsError, match=words):
+        load_records(results_csv)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "weird"},
+        {"summary": [1]},
+        {"run_id": 5},
+        {"summary": {"loss": "abc"}},
+        {"summary": {"total_bytes": 1.5}},
+    ],
+)
+def test_a_status_of_wrong_types_is_damaged(
+    run_config: Build, tmp_path: Path, change: dict[str, object]
+) -> None:
+    config = run_config()
+    finished(config).write(tmp_path)
+    finished(run_config("seed=2")).write(tmp_path)
+    path = tmp_path / config.run_id / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    try:
+        found = load_records(tmp_path).results.set_index("run_id").loc[config.run_id]
+    except ResultsError as error:
+        assert f"{path} is damaged" in str(error)  # noqa: PT017
+    else:
+        assert found["status"] == "missing"
+        assert f"{path} is damaged" in found["error"]
+
+
+def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        finished(run_config(f"seed={seed}")).write(tmp_path)
+    before = load_records(tmp_path).rounds
+    path = tmp_path / run_config("seed=1").run_id / "rounds.csv"
+    text = path.read_text()
+    path.write_text(text + text.splitlines()[-1] + "\n")
+    pd.testing.assert_frame_equal(load_records(tmp_path).rounds, before)
+    path.write_text(text.replace("\n", "\n\n"))
+    pd.testing.assert_frame_equal(load_records(tmp_path).rounds, before)
+
+
+def test_a_damaged_file_among_many_is_the_one_named(run_config: Build, tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        finished(run_config(f"seed={seed}")).write(tmp_path)
+    for seed in (1, 2, 3):
+        path = tmp_path / run_config(f"seed={seed}").run_id / "rounds.csv"
+        text = path.read_text()
+        path.write_text(text + "many,rows,too,few\n")
+        with pytest.raises(ResultsError, match=str(path)):
+            load_records(tmp_path)
+        path.write_text(text)
+
+
+def test_a_loss_without_end_is_shown_as_none(run_config: Build, tmp_path: Path) -> None:
+    finished(run_config(), loss=float("inf")).write(tmp_path)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("text", ["compression=[", "compression=*x", "lr=[1]", "lr=", "=1"])
+def test_a_baseline_that_is_no_setting_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="a compression choice, or key=value"):
+        Options.parse_baseline(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -90,9 +91,16 @@ class Options:
         if "=" not in text:
             return {"compression": text}
         parts = [part.partition("=") for part in text.split(",")]
-        if not all(key.strip() and value.strip() for key, _, value in parts):
+        try:
+            settings = {key.strip(): yaml.safe_load(value) for key, _, value in parts}
+        except yaml.YAMLError:
+            settings = {}
+        plain = [
+            value for value in settings.values() if not isinstance(value, list | dict | NoneType)
+        ]
+        if len(plain) < len(parts) or not all(settings):
             raise ConfigError("--baseline", text, "a compression choice, or key=value,key=value")
-        return {key.strip(): yaml.safe_load(value) for key, _, value in parts}
+        return settings
 
 
 def measure(records: Records, options: Options) -> pd.DataFrame:

@@ -301,6 +301,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     for name, values in table.items():
         if pd.api.types.is_float_dtype(values):
             digits = 0 if str(name).endswith("_bytes") else 5
+            values = values.where(np.isfinite(values.to_numpy(float, na_value=np.nan)))
             values = values.astype("Float64").round(digits)
             values = values if digits else values.astype("Int64")
         columns[str(name)] = values.astype(object).where(values.notna(), None).tolist()
