@@ -386,8 +386,16 @@ def test_the_latex_compiles(report: Path, tmp_path: Path) -> None:
     frame = pd.DataFrame({"a_b & c": [nasty], "x (%)": ["1.0 ± 0.1"]})
     best = pd.DataFrame(True, frame.index, frame.columns)
     Rendered("nasty", nasty, frame, best, frame, (nasty,)).write(tmp_path / "tables")
+    names = ["num_clients", "fraction_fit", "local_epochs", "batch_size", "compression", "n"]
+    names += [f"loss when spent {n} (nats/token)" for n in range(5)]
+    wide = pd.DataFrame(
+        [["0.25"] * 4 + ["lowrank", "2 of 3: 1 missing"] + ["1,234.56 (21.4x)"] * 5]
+    )
+    wide = pd.concat([wide.set_axis(names, axis=1)] * 60, ignore_index=True)
+    Rendered("wide", "Wide and long", wide, wide == "0.25", wide).write(tmp_path / "tables")
     document = (tmp_path / "report.tex").read_text()
-    end = r"\end{document}"
+    end = r"\input{tables/wide}\end{document}"
+    document = document.replace(r"\end{document}", end)
     (tmp_path / "report.tex").write_text(document.replace(end, r"\input{tables/nasty}" + end))
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],

@@ -99,13 +99,14 @@ class Rendered:
             for width, parts in zip(widths, names, strict=True)
         )
         size = next(name for name, most in _SIZES.items() if across <= most)
+        gap = "2pt" if size == "tiny" else "4pt"
         lines = [" & ".join(line) + r" \\" for line in [header, *cells]]
         head = ["\\toprule", lines[0], "\\midrule"]
         caption = rf"\caption{{{escape_latex(self.title)}}}\label{{tab:{self.name}}}"
         notes = [rf"\par\smallskip {escape_latex(note)}" for note in self.notes]
         if len(cells) > LONG:
             text = [
-                rf"{{\{size}\setlength{{\tabcolsep}}{{4pt}}",
+                rf"{{\{size}\setlength{{\tabcolsep}}{{{gap}}}",
                 rf"\begin{{longtable}}{{{columns}}}",
                 caption + r" \\",
                 *head,
@@ -119,7 +120,7 @@ class Rendered:
         else:
             text = [
                 r"\begin{table}[htbp]",
-                rf"\centering\{size}\setlength{{\tabcolsep}}{{4pt}}",
+                rf"\centering\{size}\setlength{{\tabcolsep}}{{{gap}}}",
                 caption,
                 rf"\begin{{tabular}}{{{columns}}}",
                 *head,
