@@ -196,6 +196,7 @@ def test_every_compression_choice_is_listed() -> None:
         assert f"`{path.stem}`" in listed, path.stem
 
 
+@pytest.mark.slow
 def test_the_contributing_guides_toy_passes_the_contract(tmp_path: Path) -> None:
     for part in ("conf", "fedbw_sweep", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part)

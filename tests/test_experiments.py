@@ -20,6 +20,8 @@ from fedbw_sweep.results import collect, load, load_records
 from .conftest import ROOT, config_of
 from .local import simulator
 
+pytestmark = pytest.mark.slow
+
 PAGES = ROOT / "docs" / "results"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CUT = {"rounds": 2, "batch_size": 1, "sequence_length": 8, "seed": 1}

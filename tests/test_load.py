@@ -259,6 +259,7 @@ def test_wrong_types_are_an_error(sweep: Path) -> None:
         load(table)
 
 
+@pytest.mark.slow
 def test_the_report_survives_every_oddity(sweep: Path, tmp_path: Path, run_config: Build) -> None:
     announce([run_config("seed=7")], sweep)
     (sweep / run_config("compression=topk").run_id / "config.yaml").unlink()

@@ -25,6 +25,8 @@ from fedbw_sweep.results import Records, RunRecord, load_records
 
 from .conftest import config_of
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script>"
 ROUNDS = 4
 MODEL_BYTES = 1_000_000

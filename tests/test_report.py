@@ -36,6 +36,8 @@ from fedbw_sweep.results import RunRecord, announce, collect, load_records
 from .conftest import ROOT, SMALL, config_of
 from .local import simulator
 
+pytestmark = pytest.mark.slow
+
 METHODS, CLIENTS, SEEDS = ("none", "int8", "topk"), (2, 4), (1, 2, 3)
 VARIED = "compression", "num_clients", "seed"
 KILLED, DIVERGED = ("int8", 4, 3), ("topk", 2, 2)
