@@ -104,16 +104,14 @@ class RayGrid(Grid):
         """
         stored: Stored = {}
         in_flight: deque[_Asked] = deque()
-        try:
-            for message in messages:
-                if len(in_flight) == self.window:
-                    yield self._reply(in_flight.popleft())
-                in_flight.append(self._ask(message, self._arguments(message, stored, timeout)))
-            while in_flight:
+        for message in messages:
+            if len(in_flight) == self.window:
                 yield self._reply(in_flight.popleft())
-        finally:  # on an error, what has not started need not
-            for asked in in_flight:
-                ray.cancel(asked.reply)
+            in_flight.append(self._ask(message, self._arguments(message, stored, timeout)))
+        # After an error the few under way end in vain. To cancel one as it ends would abort this
+        # process: ray-project/ray#54798.
+        while in_flight:
+            yield self._reply(in_flight.popleft())
 
     def _arguments(
         self, message: Message, stored: Stored, timeout: float | None
