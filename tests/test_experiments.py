@@ -105,6 +105,10 @@ def test_a_page_has_its_experiments_commands_and_all_that_is_known_of_its_runs(n
         if module == "fedbw_sweep"
     ]
     assert commands == re.findall("^# python -m .*", experiment, re.MULTILINE)
+    recorded = [
+        run for sweep in render.trained(text_of(name)) for run in load(PAGES / sweep)["run_id"]
+    ]
+    assert sorted(recorded) == sorted(c.run_id for configs in cells(name) for c in configs)
     for sweep in render.trained(text_of(name)):
         for mark in (f"<!-- runs {sweep} -->", f"<!-- hashes {sweep} -->"):
             assert mark in text_of(name)

@@ -38,8 +38,8 @@ HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
 SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
-TIMED = {"table diloco", "table communication_time"}
-"""Tables of seconds, which only the runs' folders tell."""
+TIMED = {"table diloco"}
+"""Tables that have seconds, which only the runs' folders tell."""
 
 
 def commands(page: str) -> list[list[str]]:
