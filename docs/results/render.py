@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
 SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
-TIMED = {"table diloco"}
+TIMED = {"table diloco", "table communication_time"}
 """Tables that have seconds, which only the runs' folders tell."""
 
 
@@ -116,7 +116,7 @@ def codecs(path: Path) -> str:
 
 
 def describe(records: Records) -> str:
-    """Say how many runs there are, what they ran on and how long their clients trained."""
+    """Say how many runs there are and, of those with a folder, versions and clients' time."""
     environments = [
         {key: versions[key] for key in SHOWN} for versions in records.environments.values()
     ]
@@ -124,11 +124,12 @@ def describe(records: Records) -> str:
         raise SystemExit("the runs are of different versions or machines")
     minutes = records.timing["train_seconds"].sum() / 60
     versions = ", ".join(f"{key} {value}" for key, value in environments[0].items())
-    done = int((records.results["status"] == "done").sum())
+    runs, timed = records.results, len(environments)
+    whose = "their clients" if timed == len(runs) else f"the clients of {timed} of them"
     return (
-        f"{done} of {len(records.results)} runs finished, with seeds "
-        f"{', '.join(map(str, sorted(records.results['seed'].unique())))}; their clients trained "
-        f"for {minutes:.0f} minutes of one core. {versions}.\n"
+        f"{(runs['status'] == 'done').sum()} of {len(runs)} runs finished, with seeds "
+        f"{', '.join(map(str, sorted(runs['seed'].unique())))}; {whose} trained for {minutes:.0f} "
+        f"minutes in all. {versions}.\n"
     )
 
 
