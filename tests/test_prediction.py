@@ -134,7 +134,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=40)
 @given(values=runs())
 def test_the_prediction_is_the_measurement_to_the_byte(
     values: dict[str, Any], defaults: dict[str, Any], folder: Path

@@ -42,6 +42,7 @@ and, but for the first cell, what they did not send.
 """
 PAIR = (*FEDERATION, "compression@downlink=topk", "compression=topk,lowrank")
 ONE = (*FEDERATION, "compression@downlink=topk", "compression=topk")
+STATELESS = (*FEDERATION, "compression@downlink=none", "compression=none")
 """The same for what starts Ray anew for every cell."""
 
 
@@ -130,9 +131,10 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
     "arguments",
     [
         (*ONE, "backend=flower", "backend.workers=2"),
+        (*STATELESS, "backend=flower", "backend.workers=2"),
         (*PAIR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
     ],
-    ids=["flower", "joblib"],
+    ids=["flower", "flower, stateless", "joblib"],
 )
 def test_what_executes_the_runs_changes_no_byte(
     undisturbed: tuple[Path, str], tmp_path: Path, arguments: tuple[str, ...]
