@@ -30,8 +30,8 @@ PYTHIA_BYTES = 56_270_848
 STOP_S = 30
 """For Ctrl-C: far more than the few seconds that it takes, for tests may share the cores."""
 
-FEDERATION = ("-m", *SMALL, "num_clients=5", "rounds=5", "local_steps=8", "clients.dropout=0.4")
-"""Clients come again, some of them drop out, and a worker can be met at work."""
+FEDERATION = ("-m", *SMALL, "num_clients=5", "rounds=5", "local_steps=40", "clients.dropout=0.4")
+"""Clients come again, some drop out, and each trains for long enough to be met at work."""
 
 GRID = (*FEDERATION, "compression@downlink=none,topk", "compression=none,topk,lowrank")
 HALF = (*FEDERATION, "compression@downlink=topk", "compression=none,topk,lowrank")
@@ -177,7 +177,7 @@ def test_two_sweeps_at_once_do_not_meet(undisturbed: tuple[Path, str], tmp_path:
     """Nor do more workers, runs at the same time or a killed worker change a byte."""
     disturbed = start(tmp_path / "disturbed", *HALF, "backend.workers=2", "backend.runs=1")
     several = start(tmp_path / "several", *HALF, "backend.workers=4", "backend.runs=3")
-    assert kill_workers(disturbed, 3)
+    killed = kill_workers(disturbed, 3)
     for process, name in ((disturbed, "disturbed"), (several, "several")):
         printed, _ = process.communicate()
         assert process.returncode == 0, printed
@@ -185,6 +185,7 @@ def test_two_sweeps_at_once_do_not_meet(undisturbed: tuple[Path, str], tmp_path:
     for table in ("results.csv", "rounds.csv"):
         one, other = (tmp_path / n / "outputs" / "main" / table for n in ("disturbed", "several"))
         assert one.read_bytes() == other.read_bytes()
+    assert killed
 
 
 def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
