@@ -332,11 +332,11 @@ def command(*arguments: str) -> float:
         return time.perf_counter() - started
 
 
-def cold_floor() -> float:
-    """Seconds of job A in plain processes, their start and imports included."""
+def cold_floor(*overrides: str) -> float:
+    """Seconds of a run in plain processes, their start and imports included."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import simulation\n"
-        "if __name__ == '__main__': simulation.Floor(*simulation.JOB_A).run()"
+        f"if __name__ == '__main__': simulation.Floor(*{overrides}).run()"
     )
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(code)
@@ -454,7 +454,7 @@ def cold(repeats: int) -> None:
     """Job A with all that starts and ends with a process."""
     floors, colds = [], []
     for _ in range(repeats):
-        floors.append(cold_floor())
+        floors.append(cold_floor(*JOB_A))
         colds.append(command(*JOB_A))
     row("A: two plain processes, cold", floors)
     row("A: the whole command, over them", colds, floors)
@@ -481,10 +481,14 @@ def job_c(repeats: int) -> None:
 def start(repeats: int) -> None:
     """The start of a command, and where it goes."""
     one_step = (*ONE_STEP, f"backend.workers={WORKERS}")
-    both = [(command(*one_step), command(*one_step, "backend=flower")) for _ in range(repeats)]
-    ray, flower = (list(column) for column in zip(*both, strict=True))
+    all_three = [
+        (command(*one_step), command(*one_step, "backend=flower"), cold_floor(*one_step))
+        for _ in range(repeats)
+    ]
+    ray, flower, floor = (list(column) for column in zip(*all_three, strict=True))
     row("the whole command with one step in it", ray)
     row("the same with backend=flower, over it", flower, ray)
+    row("two plain processes with one step in them, cold, over it", floor, ray)
     runs: list[dict[str, float]] = []
     for _ in range(repeats):
         printed = subprocess.run(

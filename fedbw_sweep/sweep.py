@@ -300,12 +300,13 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
 
 def _start(config: RunConfig) -> None:
     """Start the workers; meanwhile, for that is mostly waiting, import what a run needs."""
-    from fedbw_sweep.federated.simulation import start
+    from fedbw_sweep.federated.simulation import importing, start
 
-    importer = Thread(target=import_module, args=["fedbw_sweep.run"], daemon=True)
-    importer.start()
-    start(config)
-    importer.join()
+    with importing():
+        importer = Thread(target=import_module, args=["fedbw_sweep.run"], daemon=True)
+        importer.start()
+        start(config)
+        importer.join()
 
 
 def _label(config: RunConfig) -> str:

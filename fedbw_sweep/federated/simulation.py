@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import floor
 from typing import Any
 
@@ -80,10 +83,22 @@ def start(config: RunConfig) -> None:
         get_ready.remote(config.model_dump_json(by_alias=True))
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep the garbage collector off what imports leave for good: a sixth of their time is its."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @ray.remote(num_cpus=1)
 def _get_ready(run_config: str) -> None:
     # Imported here: starting Ray need not wait for torch.
-    from fedbw_sweep.federated.client import workplace
+    with importing():
+        from fedbw_sweep.federated.client import workplace
 
     workplace(RunConfig.model_validate_json(run_config))
 
