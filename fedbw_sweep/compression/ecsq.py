@@ -228,6 +228,11 @@ class ECSQ(Compressor):
         if not isinstance(self.rescale, bool):
             raise ConfigError("rescale", self.rescale, "true or false")
 
+    @property
+    def _to_target(self) -> bool:
+        """Whether few bits are worth more time."""
+        return self.target_bits is not None or self.target_nmse is not None
+
     def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
         energy = _energy(update)
         if energy == 0:
@@ -254,7 +259,7 @@ class ECSQ(Compressor):
             error = _energy(values) if measured else 0.0
             return encoder.finish(), error / (scale**2 * update.size)
 
-        if self.target_bits is None and self.target_nmse is None:
+        if not self._to_target:
             return attempt(_step_code(self.step * rms))[0]
         return self._search(attempt, rms, update.size)
 
@@ -275,6 +280,8 @@ class ECSQ(Compressor):
                 break
             rises = over if self.target_nmse else -over  # with the step
             low, high = (code, high) if rises < 0 else (low, code)
+            if high - low <= 1:
+                break
             if last and last[0] != code:
                 slope = max(0.1 / _PER_OCTAVE, (rises - last[1]) / (code - last[0]))
             last = code, rises

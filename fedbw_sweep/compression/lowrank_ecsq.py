@@ -41,7 +41,7 @@ _PRICE = 0.8 * SLOPE
 """Error that a bit of a component is worth: contexts make it cheaper than `BITS` reckons."""
 
 _LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
-_REFITS = 2
+_REFITS, _REFITS_TO_TARGET = 2, 6  # of each factor to the other; the more, the fewer bits
 _CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
 _MAX_GAIN = 127
 _MAX_COARSENESS = 63
@@ -137,7 +137,7 @@ class _Spectrum:
             self._known[count] = left, values
         return self._known[count]
 
-    def quantise(self, matrix: FloatVector, scale: float) -> _Factors:
+    def quantise(self, matrix: FloatVector, scale: float, refits: int) -> _Factors:
         """Return the low-rank part of `matrix`, which is this one times `scale`, in steps."""
         for count in (min(max(8, int(_LOOK * scale)), self.most), self.most):
             left, values = self.leading(count)
@@ -152,7 +152,7 @@ class _Spectrum:
         start = left[:, :rank] * (np.float32(scale) / part.step)
         part.parts[0][:] = quantise(start, part.threshold[0])
         part.fit(1, matrix)
-        for _ in range(_REFITS):  # each side again, to suit the other as it was rounded
+        for _ in range(refits):  # each side again, to suit the other as it was rounded
             part.fit(0, matrix.T)
             part.fit(1, matrix)
         return part
@@ -260,7 +260,8 @@ class LowRankECSQ(ECSQ):
         Choose the finest step whose payload is at most so many bits a coordinate.
     target_nmse : float, optional
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
-        `step` is not used; encoding takes several times as long.
+        `step` is not used and the factors are fitted to each other more often; encoding takes
+        several times as long.
     rescale : bool
         See `ECSQ`.
     max_rank : int
@@ -285,8 +286,9 @@ class LowRankECSQ(ECSQ):
         self, encoder: Encoder, values: FloatVector, scale: float, prepared: Any, layout: Layout
     ) -> None:
         matrices = list(_matrices(values, layout))
+        refits = _REFITS_TO_TARGET if self._to_target else _REFITS
         parts = [
-            spectrum.quantise(matrix, scale)
+            spectrum.quantise(matrix, scale, refits)
             for matrix, spectrum in zip(matrices, prepared, strict=True)
         ]
         ranks = np.array([len(part.gain) for part in parts])

@@ -149,6 +149,26 @@ def test_a_target_error_is_met_closely(method: type[ECSQ], target: float) -> Non
 
 
 @pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("target", [0.0095, 0.00015, 0.3])
+def test_no_step_is_tried_twice(
+    method: type[ECSQ], target: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[float] = []
+    put = method._put
+
+    def spy(self: ECSQ, encoder: object, values: object, scale: float, *rest: object) -> None:
+        tried.append(scale)
+        put(self, encoder, values, scale, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(method, "_put", spy)
+    for size in (60, 100, 200):  # the smaller, the farther apart the errors of neighbouring steps
+        update, layout = low_rank(size, 150, rank=4, noise=0.3), layout_of((size, 150))
+        tried.clear()
+        method(target_nmse=target).encode(update, layout, np.random.default_rng(0))
+        assert len(tried) == len(set(tried)) > 1
+
+
+@pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("target", [0.2, 1.5, 6.0])
 def test_a_target_size_is_met_closely(method: type[ECSQ], target: float) -> None:
     update, layout = low_rank(200, 300, rank=4, noise=0.3), layout_of((200, 300))
