@@ -11,7 +11,7 @@ and ``<!-- end -->``: ``<!-- table NAME -->``, ``<!-- runs SWEEP -->``, ``<!-- h
 first. The results.csv and rounds.csv of what the page trains are kept in ``SWEEP/`` beside it, so
 that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded`` fills a
 page from them, when the report has changed and the runs have not. ``--verify`` does a run of each
-sweep again and puts what it found into README.md.
+sweep again and puts what it found into README.md, in the place of what it said of that sweep.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from fedbw_sweep.verify import main as verify
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+VERIFIED = re.compile(r"^- outputs/(\w+)/(\w+): .*\n", re.MULTILINE)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
 SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
 TIMED = {"table diloco", "table communication_time"}
@@ -182,8 +183,10 @@ def verify_a_sample(names: list[str]) -> None:
 
     It is the first of those in ``outputs/``, and has to be what is kept beside the pages.
     """
-    lines: list[str] = []
-    chosen: set[str] = set()
+    readme = HERE / "README.md"
+    page = readme.read_text(encoding="utf-8")
+    found = {m[1]: m[0] for m in VERIFIED.finditer(page)}
+    chosen = {m[2] for m in VERIFIED.finditer(page) if m[1] not in names}
     for name in names:
         known = [run for run in load(HERE / name)["run_id"] if Path("outputs", name, run).exists()]
         if not (left := set(known) - chosen):
@@ -194,10 +197,8 @@ def verify_a_sample(names: list[str]) -> None:
         said = StringIO()
         with redirect_stdout(said):
             verify([str(folder)])
-        lines.append(f"- {said.getvalue()}")
-    readme = HERE / "README.md"
-    page_text = fill(readme.read_text(encoding="utf-8"), {"verified": "".join(lines)})
-    readme.write_text(page_text, encoding="utf-8")
+        found[name] = f"- {said.getvalue()}"
+    readme.write_text(fill(page, {"verified": "".join(found.values())}), encoding="utf-8")
 
 
 if __name__ == "__main__":
