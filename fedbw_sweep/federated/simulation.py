@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import os
 import socket
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -78,9 +83,10 @@ def start(config: RunConfig) -> None:
                 "`ray start --head` and give the address it prints, or null to start Ray here",
             ) from None
     # With a client's share: a worker computes on the GPU that it has seen first.
-    get_ready = _get_ready.options(num_gpus=client_gpus(config))
+    gpus, through = client_gpus(config), _broker(config)
+    submit = through.submit if through else grid.submit
     for _ in range(worker_count(backend)):
-        get_ready.remote(config.model_dump_json(by_alias=True))
+        submit(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
 
 
 @contextmanager
@@ -94,13 +100,39 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-@ray.remote(num_cpus=1)
 def _get_ready(run_config: str) -> None:
     # Imported here: starting Ray need not wait for torch.
     with importing():
         from fedbw_sweep.federated.client import workplace
 
     workplace(RunConfig.model_validate_json(run_config))
+
+
+def _broker(config: RunConfig) -> grid.Broker | None:
+    """Return who keeps the workers of a cluster warm; a Ray started here ends with this command.
+
+    Not with -v: what other commands' workers print, Ray does not show.
+    """
+    if config.backend.address is None or config.verbose:
+        return None
+    # A worker computes on the GPU that it has seen first, so shares are kept apart.
+    return grid.Broker(f"{_code()}, {client_gpus(config):g} GPU")
+
+
+@cache
+def _code() -> str:
+    """Name what a worker started now for this command would import."""
+    packages = ray.get_runtime_context().runtime_env["py_modules"]  # named by their contents
+    # What is installed or removed changes its folder.
+    changed = Path(sysconfig.get_path("purelib")).stat().st_mtime_ns
+    # Ray has workers import from where the command runs, too: a method's file may be there.
+    folders = ("stdlib", "platstdlib", "purelib", "platlib")
+    others = (str(PACKAGE), *map(sysconfig.get_path, folders))
+    files = {Path(vars(module).get("__file__") or "") for module in list(sys.modules.values())}
+    own = {file for file in files if file.is_file() and not str(file).startswith(others)}
+    contents = [(file, file.read_bytes()) for file in sorted(own)]
+    everything = repr((packages, changed, Path.cwd(), sys.argv[0], contents))
+    return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
 def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
@@ -122,7 +154,8 @@ def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) ->
         _simulate_with_flower(config, server_app, client_app)
         return
     start(config)
-    clients = grid.RayGrid(config.num_clients, client_app, client_gpus(config))
+    gpus, through = client_gpus(config), _broker(config)
+    clients = grid.RayGrid(config.num_clients, client_app, gpus, through)
     server_app(clients, Context(0, config.num_clients, {}, RecordDict(), {}))
 
 
