@@ -12,13 +12,15 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from .conftest import SMALL
-from .test_simulation import assert_same_runs, start, sweep
+from .test_simulation import STOP_S, assert_same_runs, start, sweep
 
 pytestmark = pytest.mark.ray
 
@@ -159,6 +161,89 @@ def test_a_sweep_on_two_nodes_leaves_the_same_bytes(
     address, _ = cluster
     sweep(tmp_path, *GRID, f"backend.address={address}")
     assert_same_runs(tmp_path / "outputs" / "main", alone)
+
+
+WORKING, WARM, BROKER = "ray::_keep_warm", "ray::IDLE", "ray::_Broker"
+
+
+def workers(address: str, *names: str) -> set[psutil.Process]:
+    """The worker processes of a cluster's nodes that do this."""
+    found = set()
+    port = address[address.index(":") :]
+    for raylet in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            if raylet.name() == "raylet" and any(word.endswith(port) for word in raylet.cmdline()):
+                found |= {w for w in raylet.children() if w.name() in names}
+    return found
+
+
+FREE = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40)
+print(ray.cluster_resources()["CPU"], ray.available_resources().get("CPU"))
+"""
+
+
+def test_the_next_command_finds_the_workers_of_the_last(
+    cluster: tuple[str, Callable[[], None]], alone: Path, tmp_path: Path
+) -> None:
+    address, _ = cluster
+    others = workers(address, WARM)
+    sweep(tmp_path, *GRID, f"backend.address={address}", "sweep=first")
+    # Between commands they hold no core, and stay for longer than Ray gives an idle worker.
+    time.sleep(3)
+    free = subprocess.run([sys.executable, "-c", FREE, address], cwd="/", **QUIET)
+    assert free.stdout.split() == ["2.0", "2.0"], free.stderr
+    warm = workers(address, WARM) - others
+    assert len(warm) == 2
+    process = start(tmp_path, *GRID, f"backend.address={address}", "sweep=next")
+    seen = set()
+    while process.poll() is None:
+        seen |= workers(address, WARM, WORKING)
+        time.sleep(0.05)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert warm <= seen
+    assert seen <= warm | others
+    for name in ("first", "next"):
+        assert_same_runs(tmp_path / "outputs" / name, alone)
+
+
+def at_work(process: subprocess.Popen[str], address: str) -> None:
+    """Wait for a worker that is at work for a command."""
+    while not workers(address, WORKING):
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_lost_broker_changes_no_byte(
+    cluster: tuple[str, Callable[[], None]], alone: Path, tmp_path: Path
+) -> None:
+    address, _ = cluster
+    process = start(tmp_path, *GRID, f"backend.address={address}")
+    at_work(process, address)
+    for broker in workers(address, BROKER):
+        broker.kill()
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert_same_runs(tmp_path / "outputs" / "main", alone)
+
+
+def test_workers_end_with_a_command_that_ends_before_them(
+    cluster: tuple[str, Callable[[], None]], tmp_path: Path
+) -> None:
+    address, _ = cluster
+    process = start(tmp_path, *SMALL, "local_steps=1000000", f"backend.address={address}")
+    # Past what gets them ready, which ends by itself, into training, which does not for hours.
+    at_work(process, address)
+    time.sleep(STOP_S / 2)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + STOP_S
+    while workers(address, WORKING):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def test_a_node_that_goes_away_costs_its_own_tasks_only(
