@@ -35,6 +35,7 @@ ORDER = [
     "federated.client",
     "federated.diloco",
     "federated.strategy",
+    "federated.broker",
     "federated.grid",
     "federated.simulation",
     "results",
@@ -110,7 +111,8 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
         }
 
     assert users("constriction") == {"compression/entropy.py"}
-    assert users("ray") == {"federated/grid.py", "federated/simulation.py"}
+    ray = {"federated/broker.py", "federated/grid.py", "federated/simulation.py"}
+    assert users("ray") == ray
     assert users("flwr.supercore") == {"federated/grid.py"}
     assert users("flwr.simulation") == {"federated/simulation.py"}
 

@@ -24,6 +24,7 @@ from flwr.serverapp import ServerApp
 from fedbw_sweep.config import PACKAGE, BackendConfig, RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.federated import grid
+from fedbw_sweep.federated.broker import Broker, submit
 
 CONNECT_S = 5.0
 
@@ -84,9 +85,9 @@ def start(config: RunConfig) -> None:
             ) from None
     # With a client's share: a worker computes on the GPU that it has seen first.
     gpus, through = client_gpus(config), _broker(config)
-    submit = through.submit if through else grid.submit
+    ask = through.submit if through else submit
     for _ in range(worker_count(backend)):
-        submit(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
+        ask(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def _get_ready(run_config: str) -> None:
     workplace(RunConfig.model_validate_json(run_config))
 
 
-def _broker(config: RunConfig) -> grid.Broker | None:
+def _broker(config: RunConfig) -> Broker | None:
     """Return who keeps the workers of a cluster warm; a Ray started here ends with this command.
 
     Not with -v: what other commands' workers print, Ray does not show.
@@ -116,7 +117,7 @@ def _broker(config: RunConfig) -> grid.Broker | None:
     if config.backend.address is None or config.verbose:
         return None
     # A worker computes on the GPU that it has seen first, so shares are kept apart.
-    return grid.Broker(f"{_code()}, {client_gpus(config):g} GPU")
+    return Broker(f"{_code()}, {client_gpus(config):g} GPU")
 
 
 @cache
