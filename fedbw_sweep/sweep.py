@@ -305,8 +305,10 @@ def _start(config: RunConfig) -> None:
     with importing():
         importer = Thread(target=import_module, args=["fedbw_sweep.run"], daemon=True)
         importer.start()
-        start(config)
-        importer.join()
+        try:
+            start(config)
+        finally:  # a process that ends in the middle of an import may hang
+            importer.join()
 
 
 def _label(config: RunConfig) -> str:
