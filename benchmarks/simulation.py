@@ -39,6 +39,7 @@ JOB_A = (
 ONE_ROUND_OF_A = (*JOB_A[:3], "rounds=1", *JOB_A[4:])
 ONE_STEP = ("model=tiny", "num_clients=1", "fraction_fit=1.0", "rounds=1", "local_steps=1")
 NO_STEP = ("model=tiny", "num_clients=2", "fraction_fit=1.0", "rounds=1", "local_epochs=0")
+FIRST_STEP = "a worker has imported the same, and taken the first step"
 Parts = dict[str, float]
 FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
 ECHO_CLIENTS, ECHO_ROUNDS, ECHO_BYTES = 10, 3, 56_270_848
@@ -378,10 +379,10 @@ def stages(*arguments: str) -> None:
         start(config)
         ended("Ray has started, and torch, transformers and Flower are imported meanwhile")
         from fedbw_sweep import run
-        from fedbw_sweep.federated.grid import RayGrid
+        from fedbw_sweep.federated.strategy import Metered
 
         stamp(run._Evaluator, "__call__", "the model is evaluated")
-        stamp(RayGrid, "_reply", "a worker has imported the same, and taken the first step")
+        stamp(Metered, "_content", FIRST_STEP)
 
     sweep._prepare, sweep._start = checked, started
     with tempfile.TemporaryDirectory() as folder:
@@ -489,13 +490,20 @@ def start(repeats: int) -> None:
     row("the whole command with one step in it", ray)
     row("the same with backend=flower, over it", flower, ray)
     row("two plain processes with one step in them, cold, over it", floor, ray)
-    runs: list[dict[str, float]] = []
-    for _ in range(repeats):
+
+    def stamps(*overrides: str) -> dict[str, float]:
         printed = subprocess.run(
-            [sys.executable, __file__, "--stages", *one_step], capture_output=True, text=True
+            [sys.executable, __file__, "--stages", *one_step, *overrides],
+            capture_output=True,
+            text=True,
         ).stdout
-        stamps = re.findall(r"^(\d+\.\d\d) (.*)$", printed, re.MULTILINE)
-        runs.append({stage: float(at) for at, stage in reversed(stamps)})  # each's first time
+        found = re.findall(r"^(\d+\.\d\d) (.*)$", printed, re.MULTILINE)
+        return {stage: float(at) for at, stage in reversed(found)}  # each's first time
+
+    runs, others = zip(*[(stamps(), stamps("backend=flower")) for _ in range(repeats)], strict=True)
+    first = [run[FIRST_STEP] for run in runs]
+    row("a command's start, until the first step", first)
+    row("the same with backend=flower, over it", [run[FIRST_STEP] for run in others], first)
     print("\n| start of the command, until | at second, median |\n|---|---:|")
     ends = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     for stage, end in sorted(ends.items(), key=lambda item: item[1]):

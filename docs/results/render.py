@@ -5,8 +5,8 @@ python docs/results/render.py --recorded PAGE...
 python docs/results/render.py --verify SWEEP...
 
 A page names its commands in its first block of code: those that train, then the report's. This runs
-the report's, on ``outputs/`` when the others have been run, and replaces what stands between a mark
-and ``<!-- end -->``: ``<!-- table NAME -->``, ``<!-- runs SWEEP -->``, ``<!-- hashes SWEEP -->`` or
+the report's, on what the others left in ``outputs/``, and replaces what stands between a mark and
+``<!-- end -->``: ``<!-- table NAME -->``, ``<!-- runs SWEEP -->``, ``<!-- hashes SWEEP -->`` or
 ``<!-- codecs -->``. The figures shown of ``SWEEP/`` are those of the last report that reads it
 first. The results.csv and rounds.csv of what the page trains are kept in ``SWEEP/`` beside it, so
 that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded`` fills a
@@ -68,6 +68,13 @@ def trained(page: str) -> list[str]:
         if module == "fedbw_sweep"
     ]
     return list(dict.fromkeys(given.get("sweep", given["experiment"]) for given in words))
+
+
+def newly_trained(page: str) -> list[str]:
+    """Name those of a page's sweeps that are in ``outputs/``."""
+    if new := [sweep for sweep in trained(page) if Path("outputs", sweep).exists()]:
+        return new
+    raise SystemExit(f"outputs/ has none of {', '.join(trained(page))}: run the page's commands")
 
 
 def kept(page: str) -> dict[str, Path]:
@@ -135,9 +142,9 @@ def describe(records: Records) -> str:
 
 
 def keep(name: str) -> dict[str, str]:
-    """Keep the numbers of what a page trains beside it; return what only run folders tell."""
+    """Keep the numbers of what was trained for a page; return what only run folders tell."""
     blocks = {}
-    for sweep in trained((HERE / f"{name}.md").read_text(encoding="utf-8")):
+    for sweep in newly_trained((HERE / f"{name}.md").read_text(encoding="utf-8")):
         blocks[f"runs {sweep}"] = describe(load_records(Path("outputs", sweep)))
         (HERE / sweep).mkdir(exist_ok=True)
         for file in (RESULTS, ROUNDS):
@@ -164,10 +171,10 @@ def render(name: str, blocks: dict[str, str], moved: Mapping[str, Path]) -> None
 
 
 def render_new(name: str) -> None:
-    """Fill one page from the runs in ``outputs/``, and from what other pages have kept."""
+    """Fill one page from its runs in ``outputs/``, and from what else pages have kept."""
     blocks = keep(name)
     page = (HERE / f"{name}.md").read_text(encoding="utf-8")
-    own = {str(Path("outputs", sweep)) for sweep in trained(page)}
+    own = {str(Path("outputs", sweep)) for sweep in newly_trained(page)}
     render(name, blocks, {word: path for word, path in kept(page).items() if word not in own})
 
 
