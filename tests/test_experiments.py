@@ -162,7 +162,10 @@ def test_a_sample_to_verify_has_another_run_of_each_sweep(
     monkeypatch.setattr(render, "load_records", lambda paths: None)
     monkeypatch.setattr(render, "verify", lambda words: print(*words))
     render.verify_a_sample(list(sweeps))
-    said = f"- outputs/five_ways/{first}\n- outputs/layers/{second}\n"
-    assert f"<!-- verified -->\n{said}<!-- end -->" in (tmp_path / "README.md").read_text("utf-8")
+    before, after = ((at / "README.md").read_text("utf-8") for at in (PAGES, tmp_path))
+    said = {m[1]: m[0] for m in render.VERIFIED.finditer(before)}  # of other sweeps it stays
+    said["five_ways"] = f"- outputs/five_ways/{first}\n"
+    said["layers"] = f"- outputs/layers/{second}\n"
+    assert f"<!-- verified -->\n{''.join(said.values())}<!-- end -->" in after
     with pytest.raises(SystemExit, match="outputs/fedavg has no run of"):
         render.verify_a_sample(["fedavg"])

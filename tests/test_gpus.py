@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federated import grid, simulation
+from fedbw_sweep.federated import broker, grid, simulation
 from fedbw_sweep.modeling import pick_device
 
 from .conftest import config_of
@@ -49,7 +49,7 @@ def test_clients_share_a_gpu(
 ) -> None:
     # A client takes so little of a core that only the GPU limits how many train.
     small: Any = ray.remote(num_cpus=0.1, num_returns=2, max_retries=0, max_calls=0)(grid._answer)
-    monkeypatch.setattr(grid, "_task", small)
+    monkeypatch.setattr(broker, "_task", lambda function: small)
 
     def stay(node: int, message: Message, context: Context) -> RecordDict:
         own = tmp_path / str(node)
@@ -129,18 +129,14 @@ def test_a_share_that_no_node_has(
 def test_workers_get_ready_on_the_gpu_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    class GetReady:
-        def options(self, num_gpus: float) -> GetReady:
-            asked.append(num_gpus)
-            return self
-
-        def remote(self, run_config: str) -> None: ...
+    def submit(function: object, arguments: list[str], gpus: float) -> None:
+        asked.append(gpus)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **settings: None)  # it runs already
-    monkeypatch.setattr(simulation, "_get_ready", GetReady())
+    monkeypatch.setattr(simulation, "submit", submit)
     simulation.start(config_of("backend.client_gpus=0.25"))
-    assert asked == [0.25]
+    assert asked == [0.25] * simulation.worker_count(config_of().backend)
 
 
 @pytest.mark.parametrize("there", [False, True])
