@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, log, log2, prod, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +66,60 @@ def quantise(values: FloatVector, threshold: FloatVector) -> NDArray[np.int32]:
     return np.copysign(np.maximum(bins, 0, out=bins), values, out=bins).astype(np.int32)
 
 
-def dequantise(levels: Ints | Symbols, shift: FloatVector) -> FloatVector:
+def dequantise(levels: Ints | Symbols | FloatVector, shift: FloatVector) -> FloatVector:
     """Return the reconstruction of each level, in steps; broadcasts."""
     values = levels.astype(np.float32)
     values += np.sign(values) * shift
     return values
+
+
+_RATED = 64  # magnitudes from here on are taken to cost the same
+
+
+def rises(levels: Ints | Symbols, classes: NDArray[np.integer[Any]]) -> FloatVector:
+    """Return how many bits a magnitude takes beyond the one below, as these levels have it.
+
+    Returns
+    -------
+    ndarray of float32, shape (CLASSES, magnitudes)
+        In each class; the rise from 0 to 1 includes the sign.
+    """
+    kinds = np.minimum(np.abs(levels), _RATED) + (_RATED + 1) * classes.astype(np.int64)
+    counts = np.bincount(kinds, minlength=CLASSES * (_RATED + 1)) + 0.3
+    bits = -np.log2(counts).reshape(CLASSES, _RATED + 1)
+    bits[:, 1:] += 1
+    dearer: FloatVector = np.diff(bits).astype(np.float32)
+    return dearer
+
+
+def choose(
+    values: FloatVector,
+    classes: NDArray[np.integer[Any]],
+    shift: FloatVector,
+    dearer: FloatVector,
+    price: float,
+) -> NDArray[np.int32]:
+    """Round values, in steps, to where squared error plus price of bits is least.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        In steps.
+    classes, shift : ndarray, shape (n,), or one for all
+        The values' classes, and how far beyond their level they are reconstructed.
+    dearer : ndarray, shape (CLASSES, magnitudes)
+        What `rises` returned.
+    price : float
+        Error that a bit is worth, in squared steps.
+    """
+    magnitudes = np.abs(values)
+    below = np.floor(magnitudes)
+    rise = price / 2 * dearer[classes, np.minimum(below, _RATED - 1).astype(np.intp)]
+    levels = below + (magnitudes > below + 0.5 + shift + rise)
+    # From 0 to 1 is further than between others.
+    some = magnitudes > (1 + shift) / 2 + price / 2 * dearer[classes, 0] / (1 + shift)
+    rounded: NDArray[np.int32] = np.copysign(np.maximum(levels, 1) * some, values).astype(np.int32)
+    return rounded
 
 
 class Rows:
@@ -85,8 +134,13 @@ class Rows:
         self.start = np.cumsum(self.length) - self.length
 
 
-def put_levels(encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool) -> None:
-    """Quantise and add an update in steps; if asked, leave in it what is lost."""
+def put_levels(
+    encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool, price: float | None
+) -> None:
+    """Quantise and add an update in steps; if asked, leave in it what is lost.
+
+    With a price, see `choose`, the bins are not those designed but what suits their statistics.
+    """
     energy = np.add.reduceat(np.square(values), rows.start)
     of_row = scale_class(energy / rows.length)
     sizes = np.add.reduceat(rows.length, rows.first)
@@ -111,7 +165,10 @@ def put_levels(encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool
     length, classes = rows.length[sent], classes[sent]
     part = values[kept]
     levels = quantise(part, np.repeat(THRESHOLD[classes], length))
-    encoder.integers(np.abs(levels), np.repeat(classes.astype(np.uint8), length))
+    contexts = np.repeat(classes.astype(np.uint8), length)
+    if price is not None:
+        levels = choose(part, contexts, SHIFT[contexts], rises(levels, contexts), price)
+    encoder.integers(np.abs(levels), contexts)
     encoder.bits(levels[levels != 0] < 0, 1)
     if subtract:
         values[kept] = part - dequantise(levels, np.repeat(SHIFT[classes], length))
@@ -149,11 +206,13 @@ _PER_OCTAVE = 128
 _STEP_CODES = 1 << 16
 _STEPS = 1e-5, 1e5  # the finest and coarsest step that a target is sought between, in rms
 _ATTEMPTS = 12
-_TOLERANCE = 0.01  # octaves of the target that may be left unused
+_TOLERANCE = 0.003  # octaves of the target that may be left unused
+_DEARER = 0.04  # octaves by which the price of bits rises between one step's code and the next
+_CLOSE = 1 / 16  # codes nearer than this are as good as one
 
 _MOST_GAIN = 16  # steps of a sixteenth of an octave: twofold, up or down
 
-Attempt = Callable[[int], tuple[bytes, float]]
+Attempt = Callable[[float], tuple[bytes, float]]
 
 
 def _step(code: int) -> float:
@@ -203,7 +262,8 @@ class ECSQ(Compressor):
         Choose the finest step whose payload is at most so many bits a coordinate.
     target_nmse : float, optional
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
-        `step` is not used; encoding takes several times as long.
+        `step` is not used, and levels are chosen by what each will cost; encoding takes ten times
+        as long.
     rescale : bool
         Whether the decoder multiplies each array by ``|x|**2 / <x, x'>`` (at most twofold), so that
         what is left out of it does not slow it down. As EDEN's scale (Vargaftik et al. 2022, arXiv
@@ -228,6 +288,9 @@ class ECSQ(Compressor):
         if not isinstance(self.rescale, bool):
             raise ConfigError("rescale", self.rescale, "true or false")
 
+    _price: ClassVar[float] = 1.4 * SLOPE
+    """Error that a bit is worth on the way to a target, in squared steps: found by trying."""
+
     @property
     def _to_target(self) -> bool:
         """Whether few bits are worth more time."""
@@ -243,13 +306,15 @@ class ECSQ(Compressor):
         prepared = self._prepare(unit, layout, rng)
         measured = self.rescale or self.target_nmse is not None
 
-        def attempt(code: int) -> tuple[bytes, float]:
+        def attempt(code: float) -> tuple[bytes, float]:
+            below = int(code)
+            price = self._price * 2 ** (_DEARER * (code - below)) if self._to_target else None
             encoder = Encoder()
-            encoder.uint(code, _STEP_CODES - 1)
-            scale = rms / _step(code)
+            encoder.uint(below, _STEP_CODES - 1)
+            scale = rms / _step(below)
             values = unit * np.float32(scale)
-            self._put(encoder, values, scale, prepared, layout)
-            put_levels(encoder, values, rows, subtract=measured)
+            self._put(encoder, values, scale, prepared, layout, price)
+            put_levels(encoder, values, rows, measured, price)
             if self.rescale:
                 whole = unit * np.float32(scale)
                 codes = _gain_codes(whole, values, layout)
@@ -265,9 +330,9 @@ class ECSQ(Compressor):
 
     def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
         """Return the payload that meets the target most closely, by safeguarded secant steps."""
-        low, high = (_step_code(step * rms) for step in _STEPS)
-        code, slope, closest, best = _step_code(rms), 1.0 / _PER_OCTAVE, -inf, b""
-        last: tuple[int, float] | None = None
+        low, high = (float(_step_code(step * rms)) for step in _STEPS)
+        code, slope, closest, best = float(_step_code(rms)), 1.0 / _PER_OCTAVE, -inf, b""
+        last: tuple[float, float] | None = None
         for _ in range(_ATTEMPTS):
             payload, nmse = attempt(code)
             bits = 8 * (len(payload) + self.FRAME_BYTES) / size
@@ -278,21 +343,27 @@ class ECSQ(Compressor):
                 closest, best = over, payload
             if -_TOLERANCE < over <= 0:
                 break
-            rises = over if self.target_nmse else -over  # with the step
-            low, high = (code, high) if rises < 0 else (low, code)
-            if high - low <= 1:
+            growing = over if self.target_nmse else -over  # with the step
+            low, high = (code, high) if growing < 0 else (low, code)
+            if high - low <= _CLOSE:
                 break
-            if last and last[0] != code:
-                slope = max(0.1 / _PER_OCTAVE, (rises - last[1]) / (code - last[0]))
-            last = code, rises
-            aim = code - round((rises + (1 if self.target_nmse else -1) * _TOLERANCE / 2) / slope)
-            code = aim if low < aim < high else (low + high) // 2
+            if last:
+                slope = max(0.1 / _PER_OCTAVE, (growing - last[1]) / (code - last[0]))
+            last = code, growing
+            aim = code - (growing + (1 if self.target_nmse else -1) * _TOLERANCE / 2) / slope
+            code = aim if low < aim < high else (low + high) / 2
         if not best and self.target_nmse:
             return attempt(low)[0]
         return best  # empty if even the coarsest step takes too many bits: it stands for zeros
 
     def _put(
-        self, encoder: Encoder, values: FloatVector, scale: float, prepared: Any, layout: Layout
+        self,
+        encoder: Encoder,
+        values: FloatVector,
+        scale: float,
+        prepared: Any,
+        layout: Layout,
+        price: float | None,
     ) -> None:
         """Add what precedes the quantised rows, and subtract it from `values`, in steps."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +25,28 @@ from fedbw_sweep.compression.ecsq import (
     SLOPE,
     THRESHOLD,
     add_signs,
+    choose,
     dequantise,
     quantise,
+    rises,
 )
 from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder
 from fedbw_sweep.errors import ConfigError, PayloadError
 
-_COARSENESS = 2.8
+_COARSENESS = 2.8, 3.5
 """Step of the factors in rms of the residual, where that is coarser than the step of the update.
 
 A residual that is coded anyway corrects the factors' rounding, which then costs least in all when
-its error is nearly that of the residual: ``step**2 / 12`` against ``rms**2``.
+its error is nearly that of the residual: ``step**2 / 12`` against ``rms**2``. The second is for
+factors that descend, here and below.
 """
 
-_PRICE = 0.8 * SLOPE
+_PRICE = 0.8 * SLOPE, 0.4 * SLOPE
 """Error that a bit of a component is worth: contexts make it cheaper than `BITS` reckons."""
 
 _LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
-_REFITS, _REFITS_TO_TARGET = 2, 6  # of each factor to the other; the more, the fewer bits
+_REFITS = 2  # of each factor, to suit the other as it was rounded
+_DESCENTS = 8  # to a target; the more, the fewer bits
 _CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
 _MAX_GAIN = 127
 _MAX_COARSENESS = 63
@@ -93,6 +98,33 @@ class _Factors:
         best: FloatVector = matrix.T @ other @ (inverse / self.step)
         self.parts[side][:] = quantise(best, self.threshold[side])
 
+    def descend(
+        self, side: int, matrix: FloatVector, contexts: Ints, dearer: FloatVector, price: float
+    ) -> None:
+        """Choose each entry of a factor anew, given all others: where error and bits cost least.
+
+        Parameters
+        ----------
+        side : int
+            0 for the left factor.
+        matrix : ndarray, shape (entries of the other factor, entries of this one)
+            What the product should be.
+        contexts : ndarray of int, shape (entries, rank)
+            What each entry will be coded by.
+        dearer, price
+            See `choose`.
+        """
+        other = self.unit(1 - side)
+        gram = other.T @ other
+        gram.flat[:: len(gram) + 1] += 1e-5
+        aim = other.T @ (matrix / self.step)  # (rank, entries)
+        shift, levels = self.shift[side], self.parts[side]
+        values = np.ascontiguousarray(dequantise(levels, shift).T)
+        for j in range(len(gram)):
+            free = values[j] + (aim[j] - gram[j] @ values) / gram[j, j]
+            levels[:, j] = choose(free, contexts[:, j], shift[j], dearer, price / gram[j, j])
+            values[j] = dequantise(levels[:, j], shift[j])
+
     def product(self) -> FloatVector:
         """Return the matrix in steps of the update."""
         right = dequantise(self.parts[1], self.shift[1]) * self.step
@@ -137,13 +169,13 @@ class _Spectrum:
             self._known[count] = left, values
         return self._known[count]
 
-    def quantise(self, matrix: FloatVector, scale: float, refits: int) -> _Factors:
+    def quantise(self, matrix: FloatVector, scale: float, descends: bool) -> _Factors:
         """Return the low-rank part of `matrix`, which is this one times `scale`, in steps."""
         for count in (min(max(8, int(_LOOK * scale)), self.most), self.most):
             left, values = self.leading(count)
             values = values * scale
             above = values[: np.count_nonzero(values > 1)]
-            rank, coarseness = _choose_rank(above, self.energy * scale**2, *matrix.shape)
+            rank, coarseness = _choose_rank(above, self.energy * scale**2, matrix.shape, descends)
             if 3 * rank < 2 * count:
                 break
         octaves = np.log2(values[:rank]) - coarseness / 2
@@ -152,7 +184,7 @@ class _Spectrum:
         start = left[:, :rank] * (np.float32(scale) / part.step)
         part.parts[0][:] = quantise(start, part.threshold[0])
         part.fit(1, matrix)
-        for _ in range(refits):  # each side again, to suit the other as it was rounded
+        for _ in range(_REFITS):
             part.fit(0, matrix.T)
             part.fit(1, matrix)
         return part
@@ -167,7 +199,7 @@ def _cost(mean_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _choose_rank(
-    values: NDArray[np.float64], energy: float, rows: int, cols: int
+    values: NDArray[np.float64], energy: float, shape: tuple[int, int], descends: bool
 ) -> tuple[int, int]:
     """Return the rank at which error plus price of bits is least, and the factors' coarseness.
 
@@ -177,26 +209,28 @@ def _choose_rank(
         Singular values in steps, descending.
     energy : float
         Squared norm of the matrix, in squared steps.
-    rows, cols : int
-        Its shape.
+    shape : tuple of int
+        Rows and columns.
+    descends : bool
+        Whether the factors will.
     """
-    size = rows * cols
+    size = prod(shape)
     rest = np.maximum(energy - np.append(0, np.cumsum(values**2)), 0) / size  # (most + 1,)
-    half_octaves = np.rint(2 * np.log2(np.maximum(1, _COARSENESS * np.sqrt(rest))))
+    half_octaves = np.rint(2 * np.log2(np.maximum(1, _COARSENESS[descends] * np.sqrt(rest))))
     half_octaves = np.minimum(half_octaves, _MAX_COARSENESS)
     # Few coarsenesses occur; at each, what the components up to every rank cost together.
     kinds, kind = np.unique(half_octaves, return_inverse=True)
     step = 2 ** (kinds[:, None] / 2)
     bits, error = np.zeros((2, len(kinds), len(rest)))
-    for n in (rows, cols):
+    for n in shape:
         each_bits, each_error = _cost(np.square(values / step) / n)
         bits[:, 1:] += n * np.cumsum(each_bits, axis=1)
         error[:, 1:] += n * np.cumsum(each_error, axis=1) * step**2
     ranks = np.arange(len(rest))
     bits, error = bits[kind, ranks], error[kind, ranks]
     rest_bits, rest_error = _cost(rest + error / size)
-    price = size * rest_error + _PRICE * (size * rest_bits + bits + 4 * ranks)
-    rank = int(np.argmin(price))
+    cost = size * rest_error + _PRICE[descends] * (size * rest_bits + bits + 4 * ranks)
+    rank = int(np.argmin(cost))
     return rank, int(half_octaves[rank])
 
 
@@ -243,6 +277,34 @@ class _Contexts:
         self.energy[some] += np.add.reduceat(square, start)
 
 
+def _levels(parts: list[_Factors], chunk: slice = slice(None)) -> Ints:
+    """Return the entries of components, matrix by matrix and row by row."""
+    return np.concatenate([part.levels[:, chunk].ravel() for part in parts])
+
+
+def _divide(values: NDArray[Any], blocks: list[NDArray[Any]]) -> None:
+    """Fill blocks with what `_levels` joins."""
+    at = 0
+    for block in blocks:
+        block[:] = values[at : at + block.size].reshape(block.shape)
+        at += block.size
+
+
+def _refine(parts: list[_Factors], matrices: list[FloatVector], price: float) -> None:
+    """Descend, matrix by matrix and factor by factor, to where error and bits cost least."""
+    for _ in range(_DESCENTS):
+        known = _Contexts(parts)
+        of_parts = [np.empty(part.levels.shape, np.intp) for part in parts]
+        for chunk in known.chunks():
+            _divide(known.of(chunk), [contexts[:, chunk] for contexts in of_parts])
+            known.learn(_levels(parts, chunk))
+        dearer = rises(_levels(parts), np.concatenate([each.ravel() for each in of_parts]))
+        for part, matrix, contexts in zip(parts, matrices, of_parts, strict=True):
+            left, right = np.split(contexts, [len(matrix)])
+            part.descend(0, matrix.T, left, dearer, price)
+            part.descend(1, matrix, right, dearer, price)
+
+
 @dataclass(frozen=True)
 class LowRankECSQ(ECSQ):
     """Low-rank matrices plus residuals, in one quantisation step, entropy coded.
@@ -260,8 +322,8 @@ class LowRankECSQ(ECSQ):
         Choose the finest step whose payload is at most so many bits a coordinate.
     target_nmse : float, optional
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
-        `step` is not used and the factors are fitted to each other more often; encoding takes
-        several times as long.
+        `step` is not used, and the factors descend, entry by entry, to where error and bits cost
+        least; encoding takes some forty times as long.
     rescale : bool
         See `ECSQ`.
     max_rank : int
@@ -270,6 +332,8 @@ class LowRankECSQ(ECSQ):
 
     step: float = 2.0
     max_rank: int = 64
+
+    _price: ClassVar[float] = SLOPE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -283,23 +347,31 @@ class LowRankECSQ(ECSQ):
         return [_Spectrum(matrix, sketch) for matrix in matrices]
 
     def _put(
-        self, encoder: Encoder, values: FloatVector, scale: float, prepared: Any, layout: Layout
+        self,
+        encoder: Encoder,
+        values: FloatVector,
+        scale: float,
+        prepared: Any,
+        layout: Layout,
+        price: float | None,
     ) -> None:
         matrices = list(_matrices(values, layout))
-        refits = _REFITS_TO_TARGET if self._to_target else _REFITS
         parts = [
-            spectrum.quantise(matrix, scale, refits)
+            spectrum.quantise(matrix, scale, price is not None)
             for matrix, spectrum in zip(matrices, prepared, strict=True)
         ]
         ranks = np.array([len(part.gain) for part in parts])
         encoder.integers(ranks)
         used = [part for part in parts if len(part.gain)]
+        if used and price is not None:
+            coded = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
+            _refine(used, coded, price)
         encoder.integers(np.array([part.coarseness for part in used]))
         encoder.integers(np.array([part.gain[0] for part in used]))
         encoder.integers(np.concatenate([-np.diff(part.gain) for part in used] or [ranks[:0]]))
         contexts = _Contexts(used)
         for chunk in contexts.chunks():
-            levels = np.concatenate([part.levels[:, chunk].ravel() for part in used])
+            levels = _levels(used, chunk)
             encoder.integers(np.abs(levels), contexts.of(chunk))
             encoder.bits(levels[levels != 0] < 0, 1)
             contexts.learn(levels)
@@ -349,11 +421,7 @@ class LowRankECSQ(ECSQ):
             levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries, "factors", counts)
             add_signs(decoder, levels, "factors", counts)
             contexts.learn(levels)
-            at = 0
-            for part in used:
-                block = part.levels[:, chunk]
-                block[:] = levels[at : at + block.size].reshape(block.shape)
-                at += block.size
+            _divide(levels, [part.levels[:, chunk] for part in used])
         for matrix, part in zip(matrices, used, strict=True):
             matrix += part.product()
         return values

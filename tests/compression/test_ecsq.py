@@ -18,10 +18,12 @@ from fedbw_sweep.compression.ecsq import (
     SHIFT,
     SLOPE,
     THRESHOLD,
+    choose,
     dequantise,
     quantise,
+    rises,
 )
-from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ, _choose_rank
+from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ, _choose_rank, _Factors
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 BOTH = [ECSQ, LowRankECSQ]
@@ -65,6 +67,40 @@ def test_the_design_is_the_best_quantiser_of_a_laplacian(scale_class: int) -> No
     for delta in (-0.08, 0.08):
         assert price(THRESHOLD[scale_class] + delta, SHIFT[scale_class] + delta)[0] > best
         assert price(THRESHOLD[scale_class], SHIFT[scale_class] + delta)[0] > best
+
+
+def test_a_magnitude_costs_what_its_frequency_and_a_sign_do() -> None:
+    levels = np.array([0] * 8 + [1, -1, 1, -1] + [2, -2] + [3, -3])
+    # Of 16: a half, a quarter, an eighth and an eighth.
+    found = rises(np.tile(levels, 10_000), np.full(160_000, 5, np.uint8))[5]
+    assert found[:3] == pytest.approx([(2 + 1) - 1, 1, 0], abs=1e-3)
+
+
+@given(
+    st.lists(st.floats(-12, 12, width=32), min_size=1, max_size=50),
+    st.lists(st.floats(0, 3), min_size=13, max_size=13),
+    st.floats(-0.5, 0),
+    st.floats(0.01, 0.15),
+)
+def test_levels_are_chosen_where_error_and_bits_cost_least(
+    values: list[float], dearer: list[float], shift: float, price: float
+) -> None:
+    # The larger a magnitude the less it may save to be one smaller, or two smaller may be better.
+    dearer = sorted(dearer, reverse=True)
+    bits = np.append(0, np.cumsum(dearer))
+    magnitudes = np.arange(len(bits))
+    at = magnitudes + shift * (magnitudes > 0)
+
+    def cost(value: float, level: int) -> float:
+        return float((abs(value) - at[abs(level)]) ** 2 + price * bits[abs(level)])
+
+    table = np.tile(np.append(dearer, [0] * 51).astype(np.float32), (CLASSES, 1))
+    of = np.zeros(len(values), np.uint8)
+    chosen = choose(np.array(values, np.float32), of, np.float32(shift), table, price)
+    for value, level in zip(values, chosen.tolist(), strict=True):
+        assert level == 0 or (level > 0) == (value > 0)
+        within = [k for k in (0, int(abs(value)), int(abs(value)) + 1) if k < len(bits)]
+        assert cost(value, level) <= min(cost(value, k) for k in within) + 1e-4
 
 
 def test_the_design_approaches_uniform_quantisation() -> None:
@@ -131,13 +167,49 @@ def test_the_low_rank_part_never_costs_more_than_it_saves(nmse: float) -> None:
 
 def test_the_rank_is_where_components_stop_paying() -> None:
     noise = np.full(40, 300.0)  # 200 x 200 at rms 2: singular values of noise alone are near 2 * 14
-    assert _choose_rank(noise[:0], 4.0 * 40_000, 200, 200)[0] == 0
+    assert _choose_rank(noise[:0], 4.0 * 40_000, (200, 200), False)[0] == 0
     strong = np.array([4000.0, 2000.0, 1000.0])
     weak = np.full(5, 20.0)
     energy = float((strong**2).sum() + 4 * 40_000)
-    rank, coarseness = _choose_rank(np.append(strong, weak), energy, 200, 200)
+    rank, coarseness = _choose_rank(np.append(strong, weak), energy, (200, 200), False)
     assert rank == 3
     assert 2 ** (coarseness / 2) == pytest.approx(2.8 * 2, rel=0.3)
+
+
+def test_a_descent_finds_the_factors_of_an_exact_product() -> None:
+    rng = np.random.default_rng(5)
+    part = _Factors((60, 90), 0, np.array([16, 15, 14]))
+    part.levels[:] = rng.integers(-9, 10, part.levels.shape)
+    exact, matrix = part.levels.copy(), part.product()
+    free = np.zeros((CLASSES, 64), np.float32)  # every level costs the same
+    contexts = np.zeros(part.levels.shape, np.intp)
+    part.levels[:60] += rng.integers(-2, 3, (60, 3))
+    for _ in range(6):
+        part.descend(0, matrix.T, contexts[:60], free, SLOPE)
+    assert np.array_equal(part.levels, exact)
+
+
+def test_a_descent_never_costs_more() -> None:
+    matrix = 2 * low_rank(60, 90, rank=5, noise=0.7).reshape(60, 90)
+    part = _Factors((60, 90), 0, np.array([14, 13, 12, 11, 10, 9, 8]))
+    part.levels[:60] = np.random.default_rng(6).integers(-3, 4, (60, 7))
+    part.fit(1, matrix)
+    contexts = np.broadcast_to(np.arange(7), part.levels.shape)
+    dearer = rises(part.levels.ravel(), contexts.ravel())
+
+    def cost() -> float:
+        bits = np.take_along_axis(
+            np.cumsum(np.insert(dearer, 0, 0, axis=1), axis=1)[:7].T, np.abs(part.levels), axis=0
+        )
+        return float(np.square(matrix - part.product()).sum() + SLOPE * bits.sum())
+
+    costs = [cost()]
+    for _ in range(5):
+        for side, whole, rows in ((0, matrix.T, slice(60)), (1, matrix, slice(60, None))):
+            part.descend(side, whole, contexts[rows], dearer, SLOPE)
+            costs.append(cost())
+    assert np.all(np.diff(costs) < 1e-3 * costs[0])
+    assert costs[-1] < 0.5 * costs[0]
 
 
 @pytest.mark.parametrize("method", BOTH)
@@ -145,19 +217,19 @@ def test_the_rank_is_where_components_stop_paying() -> None:
 def test_a_target_error_is_met_closely(method: type[ECSQ], target: float) -> None:
     update, layout = low_rank(200, 300, rank=4, noise=0.3), layout_of((200, 300))
     nmse = measure(method(target_nmse=target), update, layout)[1]
-    assert 0.9 * target < nmse <= target
+    assert 0.98 * target < nmse <= target
 
 
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("target", [0.0095, 0.00015, 0.3])
-def test_no_step_is_tried_twice(
+def test_nothing_is_tried_twice(
     method: type[ECSQ], target: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried: list[float] = []
+    tried: list[tuple[object, object]] = []
     put = method._put
 
-    def spy(self: ECSQ, encoder: object, values: object, scale: float, *rest: object) -> None:
-        tried.append(scale)
+    def spy(self: ECSQ, encoder: object, values: object, scale: object, *rest: object) -> None:
+        tried.append((scale, rest[-1]))
         put(self, encoder, values, scale, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(method, "_put", spy)
@@ -173,7 +245,7 @@ def test_no_step_is_tried_twice(
 def test_a_target_size_is_met_closely(method: type[ECSQ], target: float) -> None:
     update, layout = low_rank(200, 300, rank=4, noise=0.3), layout_of((200, 300))
     bits = measure(method(target_bits=target), update, layout)[0]
-    assert 0.88 * target < bits <= target  # where one rank gives way to another, sizes jump
+    assert 0.94 * target < bits <= target  # sizes jump where tables come and go
 
 
 @pytest.mark.parametrize("method", BOTH)
