@@ -266,6 +266,7 @@ def serve(system: str) -> None:
         "echo-ray": lambda: (Engine(*NO_STEP, workers), echo(workers))[1],
         "echo-flower": lambda: echo("backend=flower", workers),
         "fixed": lambda: Engine(*NO_STEP, workers).run,
+        "fixed-flower": lambda: Engine(*NO_STEP, "backend=flower", workers).run,
     }
     # A peer has a module of its own: importing one changes how its process starts others.
     module = f"simulation_{system.partition('-')[0]}"
@@ -474,9 +475,13 @@ def job_b(repeats: int) -> None:
 def job_c(repeats: int) -> None:
     """One more run of a sweep, beyond training and evaluation."""
     fixed = interleave(("fixed", *installed("-fixed")), 3 * repeats)
-    for system, runs in fixed.items():
-        what = f"C: one more run without training, {system.removesuffix('-fixed')}"
-        row(what.replace("fixed", "backend=ray"), seconds_of(runs, but="evaluate_seconds"))
+    ray, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
+    row("C: one more run without training, backend=ray", ray)
+    flower = interleave(("fixed-flower",), repeats, warm_up=0)["fixed-flower"]
+    seconds = seconds_of(flower, but="evaluate_seconds")
+    row("C: backend=flower, over it", seconds, [statistics.median(ray)] * repeats)
+    for peer, times in zip(installed("-fixed"), peers, strict=True):
+        row(f"C: {peer.removesuffix('-fixed')}, over it", times, ray)
 
 
 def start(repeats: int) -> None:

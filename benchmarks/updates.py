@@ -1,10 +1,12 @@
 """Bits at equal error on updates of other kinds: is the flagship's gain that of one update?
 
 python benchmarks/updates.py
+python benchmarks/updates.py --save update.npz   # the second, for `python -m fedbw_sweep.codecs`
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -93,9 +95,13 @@ def bits(compressor: Compressor, layout: Layout, update: FloatVector) -> tuple[f
     return 8 * len(payload) / layout.size, error(compressor.decode(payload, layout), update)
 
 
-def main() -> None:
+def main(save: str | None) -> None:
     prepare_process()
     bench = Bench()
+    if save:
+        layout, update = bench.update(100, sequences=bench.anywhere(800))
+        np.savez(save, **{tensor.name: array for tensor, array in layout.split(update)})
+        return
     sgd = partial(torch.optim.SGD, momentum=0.9)
     kinds: dict[str, Callable[[], Update]] = {
         "GPT-NeoX, 100 AdamW steps": lambda: bench.update(100),
@@ -132,4 +138,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     np.seterr(all="raise", under="ignore")
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save")
+    main(parser.parse_args().save)

@@ -73,7 +73,7 @@ def dequantise(levels: Ints | Symbols | FloatVector, shift: FloatVector) -> Floa
     return values
 
 
-_RATED = 64  # magnitudes from here on are taken to cost the same
+_RATED = 64  # magnitudes from here on are not counted each
 
 
 def rises(levels: Ints | Symbols, classes: NDArray[np.integer[Any]]) -> FloatVector:
@@ -82,13 +82,15 @@ def rises(levels: Ints | Symbols, classes: NDArray[np.integer[Any]]) -> FloatVec
     Returns
     -------
     ndarray of float32, shape (CLASSES, magnitudes)
-        In each class; the rise from 0 to 1 includes the sign.
+        In each class; the rise from 0 to 1 includes the sign. The last, of all that are larger
+        too, is 0.
     """
     kinds = np.minimum(np.abs(levels), _RATED) + (_RATED + 1) * classes.astype(np.int64)
     counts = np.bincount(kinds, minlength=CLASSES * (_RATED + 1)) + 0.3
     bits = -np.log2(counts).reshape(CLASSES, _RATED + 1)
     bits[:, 1:] += 1
     dearer: FloatVector = np.diff(bits).astype(np.float32)
+    dearer[:, -1] = 0
     return dearer
 
 

@@ -103,6 +103,15 @@ def test_levels_are_chosen_where_error_and_bits_cost_least(
         assert cost(value, level) <= min(cost(value, k) for k in within) + 1e-4
 
 
+def test_magnitudes_too_large_to_be_counted_are_rounded_to_the_nearest() -> None:
+    values = (300 * np.random.default_rng(4).normal(size=50_000)).astype(np.float32)
+    of = np.full(values.size, CLASSES - 1, np.uint8)
+    levels = quantise(values, np.float32(0.5))
+    chosen = choose(values, of, np.float32(0), rises(levels, of), SLOPE)
+    large = np.abs(values) > 65
+    assert np.abs(values - chosen)[large].max() <= 0.5
+
+
 def test_the_design_approaches_uniform_quantisation() -> None:
     assert THRESHOLD[-1] == pytest.approx(0.5, abs=1e-3)
     assert SHIFT[-1] == pytest.approx(0, abs=1e-3)
