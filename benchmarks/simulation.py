@@ -310,15 +310,20 @@ def systems(*names: str) -> Iterator[dict[str, Asked]]:
         one.process.wait()
 
 
-def interleave(names: tuple[str, ...], repeats: int, warm_up: int = 1) -> dict[str, list[Parts]]:
-    """Time each system in turn, `repeats` times, after `warm_up` untimed rounds."""
+def interleave(
+    names: tuple[str, ...], repeats: int, warm_up: int = 1, in_a_row: int = 1
+) -> dict[str, list[Parts]]:
+    """Time systems in turn, `repeats` times, after `warm_up` untimed rounds.
+
+    Where a system's turn is several runs the first isn't timed: what lay idle meanwhile is slow.
+    """
     times: dict[str, list[Parts]] = {name: [] for name in names}
     with systems(*names) as asked:
         for repeat in range(warm_up + repeats):
             for name, one in asked.items():
-                parts = one.run(repeat + 1)
+                runs = [one.run(repeat * in_a_row + i + 1) for i in range(in_a_row)]
                 if repeat >= warm_up:
-                    times[name].append(parts)
+                    times[name] += runs[in_a_row > 1 :]
     return times
 
 
@@ -464,7 +469,8 @@ def cold(repeats: int) -> None:
 
 def job_b(repeats: int) -> None:
     """Large models echoed."""
-    echoes = interleave(("echo-ray", "echo-flower", *installed("-echo")), repeats)
+    names = "echo-ray", "echo-flower", *installed("-echo")
+    echoes = interleave(names, repeats, warm_up=0, in_a_row=2)
     ray, flower = (seconds_of(echoes[f"echo-{name}"]) for name in ("ray", "flower"))
     row("B: backend=ray", ray)
     row("B: backend=flower, over backend=ray", flower, ray)
@@ -474,7 +480,7 @@ def job_b(repeats: int) -> None:
 
 def job_c(repeats: int) -> None:
     """One more run of a sweep, beyond training and evaluation."""
-    fixed = interleave(("fixed", *installed("-fixed")), 3 * repeats)
+    fixed = interleave(("fixed", *installed("-fixed")), repeats, in_a_row=4)
     ray, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
     row("C: one more run without training, backend=ray", ray)
     flower = interleave(("fixed-flower",), repeats, warm_up=0)["fixed-flower"]
@@ -482,6 +488,13 @@ def job_c(repeats: int) -> None:
     row("C: backend=flower, over it", seconds, [statistics.median(ray)] * repeats)
     for peer, times in zip(installed("-fixed"), peers, strict=True):
         row(f"C: {peer.removesuffix('-fixed')}, over it", times, ray)
+
+    def sweep_of(count: int) -> float:
+        seeds = "seed=" + ",".join(map(str, range(1, count + 1)))
+        return command("-m", *NO_STEP, "data.heldout_tokens=64", seeds)
+
+    more = [(sweep_of(43) - sweep_of(3)) / 40 for _ in range(repeats)]
+    row("C: one more run in a command's sweep, the whole command counted", more)
 
 
 def start(repeats: int) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from fedbw_sweep.config import CONF
 from fedbw_sweep.console import errors_end_the_command
-from fedbw_sweep.sweep import finish, run_cell, stop_showing_progress
+from fedbw_sweep.sweep import Checked, finish, run_all, run_cell, stop_showing_progress
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -51,7 +51,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, interrupted)
     sys.argv[1:] = arrange(sys.argv[1:])
     with errors_end_the_command():
-        cell()
+        try:
+            cell()
+        except Checked:
+            run_all()
         code = finish()
     sys.exit(code)
 

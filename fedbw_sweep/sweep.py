@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -37,6 +37,12 @@ from fedbw_sweep.status import Heartbeat
 
 FIGURE = "loss_against_bytes.png"
 
+OWN_OF_HYDRA = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+)
+"""The launcher and the sweeper that Hydra uses where no other is chosen."""
+
 COLLECT_SHARE = 0.02
 """The tables are rebuilt after a run unless that would take more than this share of the time."""
 
@@ -51,16 +57,13 @@ class _Command:
     ----------
     cells
         The command's runs, and `folder` where they go.
-    here
-        Whether this process does the runs, several at a time, or Hydra's launcher has others do.
-    futures
-        The runs handed to this process' threads, by run id.
+    varying
+        The settings that tell the runs apart.
     """
 
     cells: list[RunConfig] = field(default_factory=list)
     folder: Path = field(default_factory=Path)
-    here: bool = False
-    futures: dict[str, Future[None]] = field(default_factory=dict)
+    varying: list[str] = field(default_factory=list)
 
 
 _command = _Command()
@@ -125,6 +128,13 @@ def stop_showing_progress() -> None:
     _progress.stop()
 
 
+class Checked(BaseException):
+    """Raised to leave Hydra, which would make a warning of an `Exception`: `run_all` is next.
+
+    Hydra's own launcher would compose every cell twice more, and longer than a short run takes.
+    """
+
+
 class Preflight(Callback):
     """Hydra callback: every cell is checked before the first one trains.
 
@@ -138,35 +148,37 @@ class Preflight(Callback):
             _prepare([RunConfig.from_hydra(config)], "hydra.run.dir", config, here=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check every cell of the grid."""
+        """Check every cell of the grid; have them run here unless another launcher is chosen."""
         with errors_end_the_command():
             composer = Composer(kwargs["config_name"])
             grid = expand(config.hydra.overrides.task, config.hydra.sweeper.get("params"))
             cells = [RunConfig.from_hydra(composer.config(overrides)) for overrides in grid]
-            here = config.hydra.launcher._target_.endswith(".BasicLauncher")
+            chosen = config.hydra.launcher._target_, config.hydra.sweeper._target_
+            here = chosen == OWN_OF_HYDRA
             _prepare(cells, "hydra.sweep.dir", config, here)
+        if here:
+            raise Checked
 
 
 def run_cell(cfg: DictConfig) -> None:
-    """Do the run a composed config describes, or wait for it where all runs are under way.
+    """Do the run a composed config describes: the command's only one, or a launcher's."""
+    _run(RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir))
 
-    Hydra's own launcher asks for one cell after the other. One run alone leaves cores idle at the
-    end of each round, so at the first cell all are started, several at a time, on one pool of
-    workers. In a process of another launcher there is only the one cell, and Flower's own
-    simulation insists on the main thread.
+
+def run_all() -> None:
+    """Do the command's runs, which were checked.
+
+    One run alone leaves cores idle at the end of each round, so there are several at a time, on one
+    pool of workers; but Flower's own simulation insists on the main thread.
     """
-    config, folder = RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir)
-    if is_done(config, folder):
-        return
-    at_a_time = _runs_at_a_time(_command.cells) if _command.here else 1
+    at_a_time = _runs_at_a_time(_command.cells)
     if at_a_time == 1:
-        _run(config, folder)
-        return
-    if not _command.futures:
-        threads = ThreadPoolExecutor(at_a_time)
         for cell in _command.cells:
-            _command.futures[cell.run_id] = threads.submit(_run, cell, folder)
-    _command.futures[config.run_id].result()
+            _run(cell, _command.folder)
+        return
+    with ThreadPoolExecutor(at_a_time) as threads:
+        for run in [threads.submit(_run, cell, _command.folder) for cell in _command.cells]:
+            run.result()
 
 
 @contextmanager
@@ -267,7 +279,7 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
     """Check the folder, the text and the model of every run that is still to do."""
     folder = Path(OmegaConf.select(config, folder_key))
     _command.cells, _command.folder = list({cell.run_id: cell for cell in cells}.values()), folder
-    _command.here, _command.futures = here, {}
+    _command.varying = _varying(_command.cells)
     for cell in cells:
         if here and cell.backend != cells[0].backend:
             raise ConfigError("backend", cell.backend.name, "must be the same for all runs")
@@ -311,11 +323,13 @@ def _start(config: RunConfig) -> None:
             importer.join()
 
 
+def _varying(cells: list[RunConfig]) -> list[str]:
+    """Return the settings that tell runs apart."""
+    return varying_settings(pd.DataFrame([config_columns(c.science) for c in cells], dtype=object))
+
+
 def _label(config: RunConfig) -> str:
     """Name a run by what varies between the command's cells."""
-    cells = [config, *_command.cells]
-    settings = pd.DataFrame([config_columns(cell.science) for cell in cells], dtype=object)
-    names = varying_settings(settings)
-    return " ".join(
-        f"{name}={settings[name][0]}" for name in names if not pd.isna(settings[name][0])
-    )
+    own = config_columns(config.science)
+    names = _command.varying or _varying([config])
+    return " ".join(f"{name}={own[name]}" for name in names if not pd.isna(own.get(name)))

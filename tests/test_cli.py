@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fedbw_sweep import __main__ as cli
 from fedbw_sweep import run, sweep
+from fedbw_sweep.results import RunRecord
 
 from .conftest import SMALL
 from .local import simulator
@@ -114,6 +116,28 @@ def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -
     assert sorted(table["status"]) == ["done", "failed"]
     assert "loss is nan" in table.loc[table["status"] == "failed", "error"].item()
     assert "loss is nan" in printed
+
+
+@pytest.mark.slow
+def test_cells_are_composed_by_us_alone(
+    command: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A fifth of a second each, and Hydra's own sweeper and launcher compose every cell.
+    monkeypatch.delattr(ConfigLoaderImpl, "load_sweep_config")
+    code, _, trained = command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
+    assert (code, trained) == (0, 2)
+
+
+@pytest.mark.slow
+def test_an_error_of_ours_ends_a_sweep_as_one(
+    command: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, folder: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(RunRecord, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(
