@@ -323,7 +323,7 @@ class LowRankECSQ(ECSQ):
     target_nmse : float, optional
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
         `step` is not used, and the factors descend, entry by entry, to where error and bits cost
-        least; encoding takes some forty times as long.
+        least; encoding takes 20 to 100 times as long.
     rescale : bool
         See `ECSQ`.
     max_rank : int
