@@ -66,7 +66,7 @@ def quantise(values: FloatVector, threshold: FloatVector) -> NDArray[np.int32]:
     return np.copysign(np.maximum(bins, 0, out=bins), values, out=bins).astype(np.int32)
 
 
-def dequantise(levels: Ints | Symbols | FloatVector, shift: FloatVector) -> FloatVector:
+def dequantise(levels: Ints | Symbols, shift: FloatVector) -> FloatVector:
     """Return the reconstruction of each level, in steps; broadcasts."""
     values = levels.astype(np.float32)
     values += np.sign(values) * shift

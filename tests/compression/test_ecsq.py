@@ -217,7 +217,7 @@ def test_a_descent_never_costs_more() -> None:
         for side, whole, rows in ((0, matrix.T, slice(60)), (1, matrix, slice(60, None))):
             part.descend(side, whole, contexts[rows], dearer, SLOPE)
             costs.append(cost())
-    assert np.all(np.diff(costs) < 1e-3 * costs[0])
+    assert np.all(np.diff(costs) < 1e-5 * costs[0])  # as float32 rounds
     assert costs[-1] < 0.5 * costs[0]
 
 
