@@ -207,10 +207,12 @@ def _load_corpus(cfg: DataConfig) -> pd.DataFrame:
 # --- Corpora ------------------------------------------------------------------------------------
 
 # Never spoken: _Enter GHOST_, *Enter Audley* (Edward III), and asides whose first underscore the
-# conversion to Markdown lost or doubled: [Aside]_, __\[Sings]_.
+# conversion to Markdown lost or doubled: [Aside]_, __\[Sings]_. Each alternative begins with a
+# letter of its own, by which Python finds where one may be five times as fast.
 STAGE_DIRECTION = re.compile(
-    r"_+(?:(?!\n\n)[^_])+_"
-    r"|\\?\[[^\]_\n]*\]?_"
+    r"__*(?:(?!\n\n)[^_])+_"
+    r"|\\\[[^\]_\n]*\]?_"
+    r"|\[[^\]_\n]*\]?_"
     r"|\*(?<!\*\*)(?!\*)(?:(?!\n\n)[^*])+\*(?!\*)"
 )
 HEADING = re.compile(r"^(?:\*\*(.+?)\*\* *|#.*)$", re.MULTILINE)
