@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 
 import pandas as pd
@@ -311,16 +310,16 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
 
 
 def _start(config: RunConfig) -> None:
-    """Start the workers; meanwhile, for that is mostly waiting, import what a run needs."""
-    from fedbw_sweep.federated.simulation import importing, start
+    """Start the workers; meanwhile import what a run needs."""
+    from fedbw_sweep.federated.node import Node
+    from fedbw_sweep.federated.nursery import importing
 
+    backend, node = config.backend, None
+    if backend.name == "ray" and backend.address is None:
+        node = Node(backend.workers, config.verbose, preload="fedbw_sweep.federated.client")
     with importing():
-        importer = Thread(target=import_module, args=["fedbw_sweep.run"], daemon=True)
-        importer.start()
-        try:
-            start(config)
-        finally:  # a process that ends in the middle of an import may hang
-            importer.join()
+        from fedbw_sweep.federated.simulation import start
+    start(config, node)
 
 
 def _varying(cells: list[RunConfig]) -> list[str]:

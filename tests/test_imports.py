@@ -35,6 +35,8 @@ ORDER = [
     "federated.client",
     "federated.diloco",
     "federated.strategy",
+    "federated.nursery",
+    "federated.node",
     "federated.broker",
     "federated.grid",
     "federated.simulation",
@@ -111,7 +113,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
         }
 
     assert users("constriction") == {"compression/entropy.py"}
-    ray = {"federated/broker.py", "federated/grid.py", "federated/simulation.py"}
+    ray = {f"federated/{name}.py" for name in ("broker", "grid", "node", "simulation")}
     assert users("ray") == ray
     assert users("flwr.supercore") == {"federated/grid.py"}
     assert users("flwr.simulation") == {"federated/simulation.py"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import signal
 import time
 from collections import deque
@@ -11,17 +10,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
-
-# Before Flower and Ray are imported: no telemetry, no notices.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of a task only its reply is looked at
-# One process that spills and one that restores, each of 45 MB, and not four each.
-os.environ.setdefault("RAY_max_io_workers", "1")
-# What is no longer held is freed at once, not up to a second later: its memory, which every process
-# has touched, is the next message's.
-os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
 import numpy as np
 import ray
@@ -89,9 +77,9 @@ class RayGrid(Grid):
         self.states: dict[int, Reference] = {}
         self.client_gpus = client_gpus
         self.submit = through.submit if through else submit
-        self.window = IN_FLIGHT_PER_WORKER * worker_count()
-        one_node = len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
-        self.keep_states = not one_node or through is not None
+        nodes = alive_nodes()
+        self.window = IN_FLIGHT_PER_WORKER * worker_count(nodes)
+        self.keep_states = len(nodes) > 1 or through is not None
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the clients' numbers."""
@@ -187,9 +175,15 @@ class RayGrid(Grid):
         raise NotImplementedError
 
 
-def worker_count() -> int:
+def alive_nodes() -> list[dict[str, float]]:
+    """List what each machine of Ray's has: how much of which resource."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def worker_count(nodes: list[dict[str, float]]) -> int:
     """Clients that Ray can train at the same time."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    return max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
 
 
 def _answer(

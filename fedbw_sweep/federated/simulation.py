@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import hashlib
 import logging
-import os
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from math import floor
 from pathlib import Path
@@ -25,6 +22,8 @@ from fedbw_sweep.config import PACKAGE, BackendConfig, RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.federated import grid
 from fedbw_sweep.federated.broker import Broker, submit
+from fedbw_sweep.federated.node import Node, cores
+from fedbw_sweep.federated.nursery import importing
 
 CONNECT_S = 5.0
 
@@ -37,22 +36,19 @@ def set_verbosity(verbose: bool) -> None:
 def worker_count(backend: BackendConfig) -> int:
     """Clients that can train at the same time."""
     if ray.is_initialized():
-        return grid.worker_count()
+        return grid.worker_count(grid.alive_nodes())
     return backend.workers or cores()
 
 
-def cores() -> int:
-    """Cores that this process may use: fewer than the machine has in a container or a Slurm job."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def start(config: RunConfig) -> None:
+def start(config: RunConfig, node: Node | None = None) -> None:
     """Start Ray or join a cluster, once a process, and let its workers get ready meanwhile.
 
-    To be called from the main thread first: Ray's own processes end with the thread that started
-    them.
+    Parameters
+    ----------
+    config : RunConfig
+        Its ``backend`` says which.
+    node : Node, optional
+        The Ray to use where one is to start here, if it is starting already.
 
     Raises
     ------
@@ -67,8 +63,9 @@ def start(config: RunConfig) -> None:
         "log_to_driver": config.verbose,
     }
     if backend.address is None:
-        # "local": never another sweep's Ray, whatever RAY_ADDRESS says.
-        ray.init(address="local", num_cpus=worker_count(backend), include_dashboard=False, **quiet)
+        node = node or Node(backend.workers, config.verbose)
+        atexit.register(_stop, node)
+        ray.init(address=node.address(), **quiet)
     else:
         environment = {"py_modules": [str(PACKAGE)]}
         try:
@@ -90,15 +87,9 @@ def start(config: RunConfig) -> None:
         ask(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Keep the garbage collector off what imports leave for good: a sixth of their time is its."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+def _stop(node: Node) -> None:
+    ray.shutdown()
+    node.stop()
 
 
 def _get_ready(run_config: str) -> None:
@@ -170,13 +161,13 @@ def client_gpus(config: RunConfig) -> float:
     """
     if config.device == "cpu":
         return 0.0
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = grid.alive_nodes()
     gpus = [node.get("GPU", 0.0) for node in nodes]
     share = config.backend.client_gpus
     if share is None:
         if config.device == "cuda" and not any(gpus):
             raise ConfigError("device", "cuda", "Ray finds no GPU; use cpu or auto")
-        return float(min(1.0, floor(1e4 * sum(gpus) / grid.worker_count()) / 1e4))
+        return float(min(1.0, floor(1e4 * sum(gpus) / grid.worker_count(nodes)) / 1e4))
     if share > max(gpus) or share != round(share, 4 if share < 1 else None):  # Ray counts so
         allowed = (
             f"must be at most {max(gpus):g}, the GPUs that Ray finds on one machine, in steps of "
