@@ -10,8 +10,8 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +23,11 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedbw_sweep.compression.base import FloatVector
 from fedbw_sweep.config import EXECUTION_KEYS, DataConfig, ModelConfig, RunConfig
 from fedbw_sweep.data import FederatedText, federate
 from fedbw_sweep.errors import DivergenceError, FedbwError
-from fedbw_sweep.federated.client import client_app
+from fedbw_sweep.federated.client import client_app, model_choice
 from fedbw_sweep.federated.simulation import set_verbosity, simulate
 from fedbw_sweep.federated.strategy import ClientReport, Metered, arrays_of, metered, vector_of
 from fedbw_sweep.modeling import (
@@ -60,7 +61,8 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     prepare_process()
     record = RunRecord(config, environment=_environment(config))
     try:
-        _train(config, record, observe)
+        with _model(config) as (model, initial, exact):
+            _train(config, record, observe, model, initial, exact)
         record.status = "done"
     except FedbwError as error:
         record.error = str(error)
@@ -125,13 +127,44 @@ def _federated_text(needed: str) -> FederatedText:
     )
 
 
-def _train(config: RunConfig, record: RunRecord, observe: Observer) -> None:
+Start = tuple[nn.Module, FloatVector, bytes]
+"""A run's model, and its arrays at the start as `read_arrays` gives them."""
+_spare: dict[str, list[Start]] = {}
+"""Models of runs that have ended, for runs that start from the same, such as those with another
+compression. To build a model may take longer than all else that a run adds to a sweep."""
+_lending = Lock()
+
+
+@contextmanager
+def _model(config: RunConfig) -> Iterator[Start]:
+    """Lend a run its model, in whatever state, and what it starts from."""
+    choice = model_choice(config)
+    with _lending:
+        if choice not in _spare:
+            _spare.clear()
+        spare = _spare.setdefault(choice, [])
+        start = spare.pop() if spare else None
+    if start is None:
+        model = build_trainable(config.model, config.trainable, config.seed)
+        model.to(pick_device(config.device))  # type: ignore[arg-type]
+        start = model, *read_arrays(model)
+    yield start
+    with _lending:
+        spare.append(start)
+
+
+def _train(
+    config: RunConfig,
+    record: RunRecord,
+    observe: Observer,
+    model: nn.Module,
+    initial: FloatVector,
+    exact: bytes,
+) -> None:
     text = federated_text(config)
-    model = build_trainable(config.model, config.trainable, config.seed)
-    model.to(pick_device(config.device))  # type: ignore[arg-type]
     frozen = read_frozen(model) if config.initial_model == "sent" else b""
     strategy = metered(config, layout_of(model), frozen)
-    initial, strategy.exact = read_arrays(model)
+    strategy.exact = exact
     prediction = predict(config, strategy.layout, len(frozen))
     evaluator = _Evaluator(model, text, strategy, prediction, record, observe)
     server = ServerApp()
@@ -260,6 +293,8 @@ def _summary(
     dense, dense_down = totals["dense_uplink_bytes"], totals["dense_downlink_bytes"]
     updates = sum(row["clients"] for row in rounds)
     vector, exact = read_arrays(model)
+    digest = hashlib.sha256(vector.data)
+    digest.update(exact + read_frozen(model))
     frozen = sum(entry.frozen_bytes for entry in strategy.ledger.entries)
     summary = {
         "clients_per_round": config.clients_per_round,
@@ -271,7 +306,7 @@ def _summary(
         "frozen_bytes": frozen,
         "initial_loss": rounds[0]["loss"],
         **{name: rounds[-1][name] for name in ("loss", "perplexity", "bits_per_byte")},
-        "model_hash": hashlib.sha256(vector.tobytes() + exact + read_frozen(model)).hexdigest(),
+        "model_hash": digest.hexdigest(),
     }
     if total:
         summary["downlink_ratio"] = dense_down / totals["downlink_bytes"]

@@ -353,6 +353,25 @@ def gpt2_bytes(vocabulary: int, hidden: int, layers: int, positions: int) -> int
     return 4 * ((vocabulary + positions) * hidden + layers * block + 2 * hidden)
 
 
+@pytest.mark.parametrize(
+    "settings", [(), ("trainable=lora", "compression@downlink=topk", "initial_model=sent")]
+)
+def test_a_run_that_is_lent_the_last_ones_model_starts_from_the_same(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    first = execute("compression=topk", *settings)
+    other = execute("compression=int8", "seed=2", *settings, folder="other")
+    assert other.rounds[0]["loss"] != first.rounds[0]["loss"]
+    alone = execute("compression=topk", *settings, folder="alone")
+    monkeypatch.setattr(run, "build_trainable", lambda *_: pytest.fail("built again"))
+    lent = execute("compression=topk", *settings, folder="lent")
+    assert lent.rounds == alone.rounds == first.rounds
+    assert lent.summary == alone.summary == first.summary
+    assert lent.rounds[-1]["loss"] != lent.rounds[0]["loss"]
+    another = execute("compression=int8", *settings, folder="another")
+    assert another.rounds[0]["loss"] == first.rounds[0]["loss"]
+
+
 @pytest.mark.parametrize("weights", ["random", "pretrained"])
 def test_tied_weights_travel_once_each_way(execute: Execute, tmp_path: Path, weights: str) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -396,6 +415,7 @@ def test_integer_buffers_run_and_are_sent_exactly(
 
     monkeypatch.setattr(run, "build_model", with_buffers)
     monkeypatch.setattr("fedbw_sweep.trainable.build_model", with_buffers)
+    monkeypatch.setattr(run, "_spare", {})
     workplace.cache_clear()
     record = execute(f"compression={compression}")
     workplace.cache_clear()

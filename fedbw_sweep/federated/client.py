@@ -118,16 +118,16 @@ def _receive(
     if (held := context.state.array_records.get("model")) is not None:
         model = np.asarray(unpack_state(held)["model"], np.float32)
     elif config.initial_model == "known":
-        model = _initial(_needed(config))
+        model = _initial(model_choice(config))
     received = rebuild(payload, model, compressor, layout)
     context.state["model"] = pack_state({"model": received})
     return received, bytes(exact)
 
 
 @lru_cache(maxsize=2)
-def _initial(needed: str) -> FloatVector:
+def _initial(choice: str) -> FloatVector:
     """Return what travels of the model that every client has before its first message."""
-    config = Needed.model_validate_json(needed)
+    config = ModelChoice.model_validate_json(choice)
     return read_arrays(build_trainable(config.model, config.trainable, config.seed))[0]
 
 
@@ -148,7 +148,7 @@ def _encode(
     return payload
 
 
-class Needed(Section):
+class ModelChoice(Section):
     """What of a run's config its model, as built, depends on."""
 
     model: ModelConfig
@@ -173,17 +173,18 @@ def workplace(config: RunConfig) -> tuple[nn.Module, Layout]:
     nothing is, runs of all seeds share one.
     """
     seed = 0 if config.trainable.name == "all" else config.seed
-    return _workplace(_needed(config.model_copy(update={"seed": seed})))
+    return _workplace(model_choice(config.model_copy(update={"seed": seed})))
 
 
-def _needed(config: RunConfig) -> str:
-    return config.model_dump_json(by_alias=True, include=set(Needed.model_fields))
+def model_choice(config: RunConfig) -> str:
+    """Return the run's `ModelChoice` as JSON: the same for runs whose models are the same."""
+    return config.model_dump_json(by_alias=True, include=set(ModelChoice.model_fields))
 
 
 @lru_cache(maxsize=2)
-def _workplace(needed: str) -> tuple[nn.Module, Layout]:
+def _workplace(choice: str) -> tuple[nn.Module, Layout]:
     prepare_process()
-    config = Needed.model_validate_json(needed)
+    config = ModelChoice.model_validate_json(choice)
     model = build_trainable(config.model, config.trainable, config.seed)
     return model.to(pick_device(config.device)), layout_of(model)  # type: ignore[arg-type]
 
