@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -275,7 +275,12 @@ def prepare_process() -> None:
     glibc keeps freed memory: the logits of one step are 100 MB, and having the kernel map and zero
     such buffers anew takes as long as computing them (benchmarks/README.md).
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # of the thread at hand; the rest holds for all
+    _prepare_all_threads()
+
+
+@cache
+def _prepare_all_threads() -> None:
     threadpool_limits(1, user_api="blas")
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
@@ -336,7 +341,10 @@ def train(
     losses: list[float] = []
     device = _device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(rng.integers(2**63)))
+        seed = int(rng.integers(2**63))
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         model.train()
         trainable = [p for p in model.parameters() if p.requires_grad]
         stepper = optimizer(trainable, lr=lr)
