@@ -8,6 +8,7 @@ python benchmarks/simulation.py --only A   # one of A, cold, B, C, start, sweep
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import re
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -39,7 +40,7 @@ JOB_A = (
 ONE_ROUND_OF_A = (*JOB_A[:3], "rounds=1", *JOB_A[4:])
 ONE_STEP = ("model=tiny", "num_clients=1", "fraction_fit=1.0", "rounds=1", "local_steps=1")
 NO_STEP = ("model=tiny", "num_clients=2", "fraction_fit=1.0", "rounds=1", "local_epochs=0")
-FIRST_STEP = "a worker has imported the same, and taken the first step"
+FIRST_STEP = "a worker has taken the first step"
 Parts = dict[str, float]
 FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
 ECHO_CLIENTS, ECHO_ROUNDS, ECHO_BYTES = 10, 3, 56_270_848
@@ -170,11 +171,16 @@ class Engine:
         self.folder = Path(tempfile.mkdtemp())
         simulation.start(self.config)
 
-    def run(self, seed: int = 1) -> dict[str, float]:
+    def again(self, number: int) -> dict[str, float]:
+        """Do a run that starts from the same model as the others, but is none of them."""
+        return self.run(lr=number * 1e-6)
+
+    def run(self, seed: int = 1, **settings: Any) -> dict[str, float]:
         """Do a run; return the seconds its parts took."""
         from fedbw_sweep.run import execute
 
-        record = execute(self.config.model_copy(update={"seed": seed}), self.folder)
+        config = self.config.model_copy(update={"seed": seed, **settings})
+        record = execute(config, self.folder)
         assert record.error is None, record.error
         return {
             name: sum(row[name] for row in record.timing)
@@ -265,7 +271,8 @@ def serve(system: str) -> None:
         "flower": lambda: Engine(*JOB_A, "backend=flower", workers).run,
         "echo-ray": lambda: (Engine(*NO_STEP, workers), echo(workers))[1],
         "echo-flower": lambda: echo("backend=flower", workers),
-        "fixed": lambda: Engine(*NO_STEP, workers).run,
+        "fixed": lambda: Engine(*NO_STEP, workers).again,
+        "fixed-seed": lambda: Engine(*NO_STEP, workers).run,
         "fixed-flower": lambda: Engine(*NO_STEP, "backend=flower", workers).run,
     }
     # A peer has a module of its own: importing one changes how its process starts others.
@@ -383,7 +390,7 @@ def stages(*arguments: str) -> None:
 
     def started(config: Any) -> None:
         start(config)
-        ended("Ray has started, and torch, transformers and Flower are imported meanwhile")
+        ended("torch, transformers and Flower are imported, and Ray has started meanwhile")
         from fedbw_sweep import run
         from fedbw_sweep.federated.strategy import Metered
 
@@ -391,11 +398,11 @@ def stages(*arguments: str) -> None:
         stamp(Metered, "_content", FIRST_STEP)
 
     sweep._prepare, sweep._start = checked, started
-    with tempfile.TemporaryDirectory() as folder:
-        sys.argv[1:] = [*arguments, *(f"{key}={folder}" for key in FOLDERS)]
-        with suppress(SystemExit):
-            main()
-    ended("the records are written, the figure drawn and Ray stopped")
+    folder = tempfile.TemporaryDirectory()
+    sys.argv[1:] = [*arguments, *(f"{key}={folder.name}" for key in FOLDERS)]
+    # As the first that is registered it is the last that is done.
+    atexit.register(ended, "the records are written, the figure drawn and Ray stopped")
+    main()
 
 
 # --- The tables ----------------------------------------------------------------------------------
@@ -480,21 +487,27 @@ def job_b(repeats: int) -> None:
 
 def job_c(repeats: int) -> None:
     """One more run of a sweep, beyond training and evaluation."""
-    fixed = interleave(("fixed", *installed("-fixed")), repeats, in_a_row=4)
-    ray, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
-    row("C: one more run without training, backend=ray", ray)
+    names = "fixed", "fixed-seed", *installed("-fixed")
+    fixed = interleave(names, repeats, in_a_row=4)
+    ray, seeds, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
+    row("C: one more run without training, of the same model, backend=ray", ray)
+    row("C: one more run without training, of another seed, backend=ray", seeds)
     flower = interleave(("fixed-flower",), repeats, warm_up=0)["fixed-flower"]
     seconds = seconds_of(flower, but="evaluate_seconds")
     row("C: backend=flower, over it", seconds, [statistics.median(ray)] * repeats)
     for peer, times in zip(installed("-fixed"), peers, strict=True):
         row(f"C: {peer.removesuffix('-fixed')}, over it", times, ray)
 
-    def sweep_of(count: int) -> float:
-        seeds = "seed=" + ",".join(map(str, range(1, count + 1)))
-        return command("-m", *NO_STEP, "data.heldout_tokens=64", seeds)
+    def one_more(key: str) -> list[float]:
+        def sweep_of(count: int) -> float:
+            values = ",".join(str(number) for number in range(1, count + 1))
+            return command("-m", *NO_STEP, "data.heldout_tokens=64", f"{key}={values}")
 
-    more = [(sweep_of(43) - sweep_of(3)) / 40 for _ in range(repeats)]
-    row("C: one more run in a command's sweep, the whole command counted", more)
+        return [(sweep_of(43) - sweep_of(3)) / 40 for _ in range(repeats)]
+
+    what = "one more run in a command's sweep, the whole command counted"
+    row(f"C: {what}, of the same model", one_more("lr"))
+    row(f"C: {what}, of another seed", one_more("seed"))
 
 
 def start(repeats: int) -> None:
