@@ -489,14 +489,14 @@ def job_c(repeats: int) -> None:
     """One more run of a sweep, beyond training and evaluation."""
     names = "fixed", "fixed-seed", *installed("-fixed")
     fixed = interleave(names, repeats, in_a_row=4)
-    ray, seeds, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
-    row("C: one more run without training, of the same model, backend=ray", ray)
-    row("C: one more run without training, of another seed, backend=ray", seeds)
+    same, ray, *peers = (seconds_of(runs, but="evaluate_seconds") for runs in fixed.values())
+    row("C: one more run without training, of the same model, backend=ray", same)
+    row("C: the same of another seed", ray)
     flower = interleave(("fixed-flower",), repeats, warm_up=0)["fixed-flower"]
     seconds = seconds_of(flower, but="evaluate_seconds")
-    row("C: backend=flower, over it", seconds, [statistics.median(ray)] * repeats)
+    row("C: another seed, backend=flower, over it", seconds, [statistics.median(ray)] * repeats)
     for peer, times in zip(installed("-fixed"), peers, strict=True):
-        row(f"C: {peer.removesuffix('-fixed')}, over it", times, ray)
+        row(f"C: another seed, {peer.removesuffix('-fixed')}, over it", times, ray)
 
     def one_more(key: str) -> list[float]:
         def sweep_of(count: int) -> float:
