@@ -19,8 +19,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from hydra import compose, initialize_config_dir
 
-from fedbw_sweep.config import CONF, RunConfig
-from fedbw_sweep.results import RunRecord, announce, collect
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.write import RunRecord, announce
 
 ROUNDS, REPEATS, FAILED, MISSING = 100, 3, 20, 10
 RATIOS = {

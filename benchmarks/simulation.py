@@ -52,7 +52,8 @@ def compose(*overrides: str) -> Any:
     """Return the `RunConfig` of some overrides."""
     import hydra
 
-    from fedbw_sweep.config import CONF, RunConfig
+    from fedbw_sweep.config.run import RunConfig
+    from fedbw_sweep.config.section import CONF
 
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return RunConfig.from_hydra(hydra.compose("config", list(overrides)))
@@ -62,10 +63,10 @@ def train_client(
     model: Any, sequences: Any, config: Any, seed: int, client: int, server_round: int
 ) -> None:
     """Train a client for a round as this package's do, on whatever system asks for it."""
-    from fedbw_sweep import modeling
     from fedbw_sweep.seeding import rng_for
+    from fedbw_sweep.training import local
 
-    modeling.train(
+    local.train(
         model,
         sequences,
         epochs=config.local_epochs,
@@ -84,24 +85,25 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
 
     And with the sum of the weights, and the seconds spent training.
     """
-    from fedbw_sweep import modeling
-    from fedbw_sweep.data import windows
-    from fedbw_sweep.run import federated_text
+    from fedbw_sweep.data.tokens import windows
+    from fedbw_sweep.model import build, vector
+    from fedbw_sweep.sweep.run import federated_text
+    from fedbw_sweep.training import process
 
-    modeling.prepare_process()
+    process.prepare_process()
     config = compose(*overrides)
-    text, model = federated_text(config), modeling.build_model(config.model, 0)
+    text, model = federated_text(config), build.build_model(config.model, 0)
     requests.send("ready")
     while True:
         seed, server_round, weights, clients = requests.recv()
         total, examples, seconds = np.zeros(len(weights)), 0, 0.0
         for client in clients:
             sequences = windows(text.clients[client], config.sequence_length)
-            modeling.write_arrays(model, weights, b"")
+            vector.write_arrays(model, weights, b"")
             started = time.perf_counter()
             train_client(model, sequences, config, seed, client, server_round)
             seconds += time.perf_counter() - started
-            total += (modeling.read_arrays(model)[0] - weights) * np.float64(len(sequences))
+            total += (vector.read_arrays(model)[0] - weights) * np.float64(len(sequences))
             examples += len(sequences)
         requests.send((total, examples, seconds))
 
@@ -110,8 +112,8 @@ class Floor:
     """Two processes that share the clients of each round evenly; this one averages, evaluates."""
 
     def __init__(self, *overrides: str) -> None:
-        from fedbw_sweep import modeling
-        from fedbw_sweep.run import federated_text
+        from fedbw_sweep.sweep.run import federated_text
+        from fedbw_sweep.training import process
 
         spawn = multiprocessing.get_context("spawn")
         self.workers = []
@@ -119,7 +121,7 @@ class Floor:
             here, there = spawn.Pipe()
             spawn.Process(target=train_forever, args=(there, overrides), daemon=True).start()
             self.workers.append(here)
-        modeling.prepare_process()
+        process.prepare_process()
         self.config = compose(*overrides)
         self.text = federated_text(self.config)
         for worker in self.workers:
@@ -127,28 +129,29 @@ class Floor:
 
     def run(self, seed: int = 1) -> dict[str, float]:
         """Do a run; return the seconds its parts took."""
-        from fedbw_sweep import modeling
+        from fedbw_sweep.model import build, vector
+        from fedbw_sweep.training import evaluation
 
-        self.model = model = modeling.build_model(self.config.model, seed)
+        self.model = model = build.build_model(self.config.model, seed)
         began = time.perf_counter()
         training, evaluating = 0.0, 0.0
 
         def evaluate() -> None:
             nonlocal evaluating
             started = time.perf_counter()
-            modeling.heldout_loss(model, self.text.heldout)
+            evaluation.heldout_loss(model, self.text.heldout)
             evaluating += time.perf_counter() - started
 
         evaluate()
         for server_round in range(1, self.config.rounds + 1):
-            weights, _ = modeling.read_arrays(model)
+            weights, _ = vector.read_arrays(model)
             for i, worker in enumerate(self.workers):
                 clients = range(i, self.config.num_clients, len(self.workers))
                 worker.send((seed, server_round, weights, clients))
             sums, examples, seconds = zip(*(worker.recv() for worker in self.workers), strict=True)
             training += sum(seconds)
             new = (weights + sum(sums) / sum(examples)).astype(np.float32)
-            modeling.write_arrays(model, new, b"")
+            vector.write_arrays(model, new, b"")
             evaluate()
         return {
             "round_seconds": time.perf_counter() - began,
@@ -164,7 +167,7 @@ class Engine:
     """Runs in this process, on Ray workers that stay."""
 
     def __init__(self, *overrides: str) -> None:
-        from fedbw_sweep.federated import simulation
+        from fedbw_sweep.backends import simulation
 
         simulation.set_verbosity(False)
         self.config = compose(*overrides)
@@ -177,7 +180,7 @@ class Engine:
 
     def run(self, seed: int = 1, **settings: Any) -> dict[str, float]:
         """Do a run; return the seconds its parts took."""
-        from fedbw_sweep.run import execute
+        from fedbw_sweep.sweep.run import execute
 
         config = self.config.model_copy(update={"seed": seed, **settings})
         record = execute(config, self.folder)
@@ -194,8 +197,8 @@ def echo(*overrides: str) -> Callable[[int], None]:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
-    from fedbw_sweep.federated.simulation import simulate
-    from fedbw_sweep.modeling import prepare_process
+    from fedbw_sweep.backends.simulation import simulate
+    from fedbw_sweep.training.process import prepare_process
 
     prepare_process()
     config = compose(f"num_clients={ECHO_CLIENTS}", *overrides)
@@ -244,15 +247,15 @@ def installed(job: str = "") -> tuple[str, ...]:
 
 def apart(peer: Any) -> Callable[[int], Parts]:
     """Return a run of job A on a peer and on the floor, which tells how far apart they end."""
-    from fedbw_sweep import modeling
+    from fedbw_sweep.model import build, vector
 
     floor = Floor(*JOB_A)
 
     def run(seed: int) -> Parts:
         peer.run(seed)
         floor.run(seed)
-        start = modeling.build_model(floor.config.model, seed)
-        first, here, there = (modeling.read_arrays(m)[0] for m in (start, peer.model, floor.model))
+        start = build.build_model(floor.config.model, seed)
+        first, here, there = (vector.read_arrays(m)[0] for m in (start, peer.model, floor.model))
         return {"apart": float(np.linalg.norm(here - there) / np.linalg.norm(there - first))}
 
     return run
@@ -377,8 +380,8 @@ def stages(*arguments: str) -> None:
 
         setattr(place, name, stamped)
 
-    from fedbw_sweep import sweep
     from fedbw_sweep.__main__ import main
+    from fedbw_sweep.sweep import launcher as sweep
 
     ended("Python, Hydra and pandas are imported")
     prepare, start = sweep._prepare, sweep._start
@@ -391,8 +394,8 @@ def stages(*arguments: str) -> None:
     def started(config: Any) -> None:
         start(config)
         ended("torch, transformers and Flower are imported, and Ray has started meanwhile")
-        from fedbw_sweep import run
-        from fedbw_sweep.federated.strategy import Metered
+        from fedbw_sweep.federation.strategy import Metered
+        from fedbw_sweep.sweep import run
 
         stamp(run._Evaluator, "__call__", "the model is evaluated")
         stamp(Metered, "_content", FIRST_STEP)

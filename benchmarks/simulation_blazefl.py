@@ -39,10 +39,11 @@ from simulation import (
 )
 from torch import nn
 
-from fedbw_sweep import modeling
-from fedbw_sweep.config import RunConfig
-from fedbw_sweep.data import windows
-from fedbw_sweep.run import federated_text
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.data.tokens import windows
+from fedbw_sweep.model import build
+from fedbw_sweep.sweep.run import federated_text
+from fedbw_sweep.training import evaluation, process
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Uplink:
 def initial_model(config: str) -> nn.Module:
     """Build a run's model once; forked processes have it too."""
     run = RunConfig.model_validate_json(config)
-    return modeling.build_model(run.model, run.seed)
+    return build.build_model(run.model, run.seed)
 
 
 class TrainedModel:
@@ -84,7 +85,7 @@ class TrainedModel:
         return Uplink(cid, serialize_model(model), len(sequences))
 
     def evaluate(self, model: nn.Module) -> None:
-        modeling.heldout_loss(model, federated_text(self.config).heldout)
+        evaluation.heldout_loss(model, federated_text(self.config).heldout)
 
 
 class EchoedModel:
@@ -204,7 +205,7 @@ class Training:
     """Runs of a config, the text at hand."""
 
     def __init__(self, pool: type[Threads | Processes], *overrides: str) -> None:
-        modeling.prepare_process()
+        process.prepare_process()
         self.pool, self.config = pool, compose(*overrides)
         federated_text(self.config)
 

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from simulation import JOB_A, WORKERS, Parts, apart, compose, train_client
 
-from fedbw_sweep import modeling
-from fedbw_sweep.data import windows
-from fedbw_sweep.run import federated_text
+from fedbw_sweep.data.tokens import windows
+from fedbw_sweep.model import build
+from fedbw_sweep.sweep.run import federated_text
+from fedbw_sweep.training import evaluation, process
 
 if "TORCHELASTIC_RUN_ID" not in os.environ:
     launcher = "torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}"
@@ -68,7 +69,7 @@ class Evaluation(TrainingProcessCallback):  # type: ignore[misc]
     def evaluate(self, model: PyTorchModel) -> Metrics:
         if distributed.global_rank == 0:
             started = time.perf_counter()
-            modeling.heldout_loss(model.pytorch_model, self.heldout)
+            evaluation.heldout_loss(model.pytorch_model, self.heldout)
             self.seconds += time.perf_counter() - started
         return Metrics()
 
@@ -85,7 +86,7 @@ class Training:
     """Runs of a config; only the first process returns from its construction."""
 
     def __init__(self, *overrides: str) -> None:
-        modeling.prepare_process()
+        process.prepare_process()
         asyncio.set_event_loop(asyncio.new_event_loop())
         self.config = compose(*overrides)
         text = federated_text(self.config)
@@ -114,7 +115,7 @@ class Training:
     def train(self, seed: int) -> Parts:
         config = self.config
         np.random.seed(seed)  # noqa: NPY002 - pfl draws from it, alike everywhere
-        self.model = modeling.build_model(config.model, seed)
+        self.model = build.build_model(config.model, seed)
         # pfl asks for these two, but training is ours, and so is evaluation.
         self.model.loss, self.model.metrics = None, lambda *batch: {}
         model = PyTorchModel(

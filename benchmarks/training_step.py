@@ -19,20 +19,22 @@ def seconds_per_step(*, keep_memory: bool) -> float:
     import numpy as np
     from hydra import compose, initialize_config_dir
 
-    from fedbw_sweep import modeling
-    from fedbw_sweep.config import CONF, RunConfig
+    from fedbw_sweep.config.run import RunConfig
+    from fedbw_sweep.config.section import CONF
+    from fedbw_sweep.model import build
+    from fedbw_sweep.training import local, process
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = RunConfig.from_hydra(compose("config"))
     if not keep_memory:
-        modeling.MALLOC_OPTIONS.clear()
-    modeling.prepare_process()
-    model = modeling.build_model(config.model, seed=0)
+        process.MALLOC_OPTIONS.clear()
+    process.prepare_process()
+    model = build.build_model(config.model, seed=0)
     tokens = np.random.default_rng(0).integers(0, 256, (8, 65)).astype(np.int32)
     times = []
     for _ in range(1 + STEPS):
         started = time.perf_counter()
-        modeling.train(
+        local.train(
             model, tokens, epochs=1, steps=None, batch_size=8, lr=1e-3, rng=np.random.default_rng(0)
         )
         times.append(time.perf_counter() - started)

@@ -20,18 +20,17 @@ from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.eden import Eden
 from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ
-from fedbw_sweep.config import CONF, ModelConfig
-from fedbw_sweep.data import Tokens, federate, load_corpus, windows
-from fedbw_sweep.modeling import (
-    ADAMW,
-    build_model,
-    layout_of,
-    load_tokenizer,
-    prepare_process,
-    read_arrays,
-    train,
-)
+from fedbw_sweep.config.groups import ModelConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.data.corpora import load_corpus
+from fedbw_sweep.data.federate import federate
+from fedbw_sweep.data.tokens import Tokens, windows
+from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.tokenizer import load_tokenizer
+from fedbw_sweep.model.vector import layout_of, read_arrays
 from fedbw_sweep.seeding import rng_for
+from fedbw_sweep.training.local import ADAMW, train
+from fedbw_sweep.training.process import prepare_process
 
 NMSES = 0.133, 0.055, 0.0095
 SIZES = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}

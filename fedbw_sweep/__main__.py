@@ -13,9 +13,9 @@ import hydra
 import psutil
 from omegaconf import DictConfig
 
-from fedbw_sweep.config import CONF
+from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import errors_end_the_command
-from fedbw_sweep.sweep import Checked, finish, run_all, run_cell, stop_showing_progress
+from fedbw_sweep.sweep.launcher import Checked, finish, run_all, run_cell, stop_showing_progress
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -19,37 +19,28 @@ from rich.progress import track
 from rich.table import Table
 from safetensors import SafetensorError
 
+from fedbw_sweep.bench.peers import Codec, installed
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
-from fedbw_sweep.config import (
-    CONF,
-    CompressionConfig,
-    DataConfig,
-    ModelConfig,
-    Section,
-    TrainableConfig,
-)
+from fedbw_sweep.config.groups import CompressionConfig, DataConfig, ModelConfig, TrainableConfig
+from fedbw_sweep.config.section import CONF, Section
 from fedbw_sweep.console import errors_end_the_command, output_console
-from fedbw_sweep.data import federate, windows
-from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.modeling import (
-    layout_of,
-    load_tokenizer,
-    prepare_process,
-    read_arrays,
-    train,
-    write_arrays,
-)
-from fedbw_sweep.peers import Codec, installed
-from fedbw_sweep.report.figure import rate_distortion
-from fedbw_sweep.seeding import rng_for
-from fedbw_sweep.theory import (
+from fedbw_sweep.cost.bounds import (
     LLOYD_MAX_NMSE,
     gaussian_rate,
     log2_choose,
     reverse_water_filling,
     unbiased_gaussian_rate,
 )
-from fedbw_sweep.trainable import build_trainable
+from fedbw_sweep.data.federate import federate
+from fedbw_sweep.data.tokens import windows
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.model.tokenizer import load_tokenizer
+from fedbw_sweep.model.trainable import build_trainable
+from fedbw_sweep.model.vector import layout_of, read_arrays, write_arrays
+from fedbw_sweep.report.figure import rate_distortion
+from fedbw_sweep.seeding import rng_for
+from fedbw_sweep.training.local import train
+from fedbw_sweep.training.process import prepare_process
 
 COLUMNS = {
     "method": "choice of conf/compression and its parameters, or the peer package's codec",

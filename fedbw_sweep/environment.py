@@ -1,8 +1,8 @@
-"""The federation: Flower's two apps, what travels between them, and what simulates them."""
+"""What must be set before Flower and Ray are imported, or Ray is started."""
 
 import os
 
-# Before Flower and Ray are imported, or Ray is started: no telemetry, no notices.
+# No telemetry, no notices.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

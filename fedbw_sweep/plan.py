@@ -19,18 +19,20 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.cells import Composer
-from fedbw_sweep.config import CONF, RunConfig, config_columns
+from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import (
     MB,
     errors_end_the_command,
     in_all_units,
     output_console,
 )
+from fedbw_sweep.cost.network import describe, expected_round_seconds
+from fedbw_sweep.cost.prediction import EXACT, Prediction, predict
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.layouts import find_layout
-from fedbw_sweep.network import describe, expected_round_seconds
-from fedbw_sweep.prediction import EXACT, Prediction, predict
+from fedbw_sweep.model.layout_cache import find_layout
+from fedbw_sweep.sweep.grid import Composer
 
 FORMULAS_SHOWN = 12
 OUTPUTS = Path("outputs")

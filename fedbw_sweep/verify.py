@@ -19,9 +19,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
-from fedbw_sweep.config import CONF, EXECUTION_KEYS, RunConfig
+from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
-from fedbw_sweep.results import CONFIG, MESSAGES, PARTS, ROUNDS, read_status
+from fedbw_sweep.records.schema import CONFIG, MESSAGES, PARTS, ROUNDS
+from fedbw_sweep.records.write import read_status
 
 SHOWN = 20
 """Differences printed, at most."""
@@ -103,7 +105,9 @@ def verify(
     `recorded_config`; `observe` is called with each round's row.
     """
     config = recorded_config(run, execution)
-    from fedbw_sweep.run import execute  # torch, Ray and Flower, only once there is work for them
+    from fedbw_sweep.sweep.run import (
+        execute,  # torch, Ray and Flower, only once there is work for them
+    )
 
     recorded = _tables(run)
     with TemporaryDirectory(prefix="fedbw_sweep-") as folder:

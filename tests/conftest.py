@@ -15,8 +15,9 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from fedbw_sweep.cells import Composer
-from fedbw_sweep.config import CONF, RunConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.sweep.grid import Composer
 
 Execute = Callable[..., Any]
 """Overrides -> `RunRecord`; see `execute`."""
@@ -69,7 +70,7 @@ def execute(
     run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Execute:
     """Do a small run in this process and return its record."""
-    from fedbw_sweep import run
+    from fedbw_sweep.sweep import run
 
     from .local import Tamper, simulator
 

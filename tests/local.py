@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config.run import RunConfig
 
 Tamper = Callable[[Message], Message | None]
 

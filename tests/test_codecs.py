@@ -11,7 +11,7 @@ import pytest
 
 from fedbw_sweep import codecs
 from fedbw_sweep.compression.base import Layout, TensorSpec
-from fedbw_sweep.config import CompressionConfig
+from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.errors import ConfigError
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fedbw_sweep.config import EXECUTION_KEYS, RunConfig, config_columns
-from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
-from fedbw_sweep.report.spec import TABLE_COLUMNS
-from fedbw_sweep.results import (
+from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.records.schema import (
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
     RESULTS_COLUMNS,
@@ -25,6 +24,8 @@ from fedbw_sweep.results import (
     TIMING_COLUMNS,
     Column,
 )
+from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
+from fedbw_sweep.report.spec import TABLE_COLUMNS
 
 from .conftest import CONF, ROOT, config_of
 

@@ -12,10 +12,12 @@ from types import ModuleType
 import pytest
 from hydra import initialize_config_dir
 
-from fedbw_sweep import run
-from fedbw_sweep.cells import Composer
-from fedbw_sweep.config import CONF, RunConfig
-from fedbw_sweep.results import collect, load, load_records
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.read import load, load_records
+from fedbw_sweep.sweep import run
+from fedbw_sweep.sweep.grid import Composer
 
 from .conftest import ROOT, config_of
 from .local import simulator

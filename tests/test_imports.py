@@ -16,43 +16,31 @@ PACKAGE = ROOT / "fedbw_sweep"
 ORDER = [
     "errors",
     "seeding",
+    "console",
+    "environment",
     "compression.base",
     "compression.entropy",
     "compression",
+    "sampling",
+    "config.section",
+    "config.identity",
+    "config.groups",
     "config",
-    "cells",
-    "console",
-    "network",
-    "theory",
-    "metering",
     "data",
-    "modeling",
-    "federated.downlink",
-    "prediction",
-    "trainable",
-    "layouts",
-    "federated.wire",
-    "federated.client",
-    "federated.diloco",
-    "federated.strategy",
-    "federated.nursery",
-    "federated.node",
-    "federated.broker",
-    "federated.grid",
-    "federated.simulation",
-    "results",
-    "run",
-    "report.table",
-    "report.measure",
-    "report.render",
-    "report.spec",
-    "report.figure",
+    "model",
+    "training",
+    "records.schema",
+    "records",
+    "cost",
+    "federation",
+    "backends.ray",
+    "backends",
     "report",
+    "bench",
+    "sweep",
     "status",
     "verify",
     "plan",
-    "sweep",
-    "peers",
     "codecs",
     "__main__",
 ]
@@ -113,15 +101,15 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
         }
 
     assert users("constriction") == {"compression/entropy.py"}
-    ray = {f"federated/{name}.py" for name in ("broker", "grid", "node", "simulation")}
-    assert users("ray") == ray
-    assert users("flwr.supercore") == {"federated/grid.py"}
-    assert users("flwr.simulation") == {"federated/simulation.py"}
+    ray = {f"backends/ray/{name}.py" for name in ("broker", "grid", "node")}
+    assert users("ray") == {*ray, "backends/simulation.py"}
+    assert users("flwr.supercore") == {"backends/ray/grid.py"}
+    assert users("flwr.simulation") == {"backends/simulation.py"}
 
 
 LIGHT = {
-    *("compression", "report", "results", "config", "data"),
-    *("status", "verify", "cells", "network", "plan"),
+    *("compression", "report", "records", "config", "data", "sampling", "cost"),
+    *("status", "verify", "plan"),
 }
 
 

@@ -10,8 +10,9 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fedbw_sweep import __main__ as cli
-from fedbw_sweep import run, sweep
-from fedbw_sweep.results import RunRecord
+from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.sweep import launcher as sweep
+from fedbw_sweep.sweep import run
 
 from .conftest import SMALL
 from .local import simulator

@@ -12,10 +12,12 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedbw_sweep.cells import Composer, expand
-from fedbw_sweep.config import CONF, RunConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
 from fedbw_sweep.plan import duration, main, plan
-from fedbw_sweep.results import RunRecord, collect
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.sweep.grid import Composer, expand
 
 from .conftest import ROOT
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from fedbw_sweep import status
-from fedbw_sweep.config import RunConfig
-from fedbw_sweep.results import announce
-from fedbw_sweep.status import RUNNING, Heartbeat, read_running, sweep_status
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.records.running import RUNNING, Heartbeat, read_running
+from fedbw_sweep.records.write import announce
+from fedbw_sweep.status import sweep_status
 
-from .test_results import finished
+from .records.test_write import finished
 
 Build = Callable[..., RunConfig]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from fedbw_sweep import run as run_module
 from fedbw_sweep import verify
+from fedbw_sweep.sweep import run as run_module
 
 from .conftest import SMALL, config_of
 from .local import simulator

@@ -28,10 +28,11 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from fedbw_sweep.records.labels import run_labels
+from fedbw_sweep.records.read import Records, load, load_records
+from fedbw_sweep.records.schema import RESULTS, ROUNDS
 from fedbw_sweep.report.__main__ import main as report
 from fedbw_sweep.report.measure import settings_of
-from fedbw_sweep.report.table import run_labels
-from fedbw_sweep.results import RESULTS, ROUNDS, Records, load, load_records
 from fedbw_sweep.verify import main as verify
 
 HERE = Path(__file__).parent

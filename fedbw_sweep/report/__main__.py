@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from fedbw_sweep.config import NetworkConfig
+from fedbw_sweep.config.groups import NetworkConfig
 from fedbw_sweep.console import MB
 from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
+from fedbw_sweep.records.labels import varying_settings
+from fedbw_sweep.records.read import Records, load_records
 from fedbw_sweep.report.measure import (
     TIME_MEASURES,
     Options,
@@ -31,9 +33,8 @@ from fedbw_sweep.report.measure import (
 from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
-from fedbw_sweep.report.table import TASKS, varying_settings
+from fedbw_sweep.report.table import TASKS
 from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
-from fedbw_sweep.results import Records, load_records
 
 FORMATS = "png", "svg", "pdf"
 FIGURES = "loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part", "local_epochs"

@@ -15,7 +15,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from fedbw_sweep.config import CONF, EXECUTION_KEYS, DataConfig
+from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.config.run import EXECUTION_KEYS
+from fedbw_sweep.config.section import CONF
 
 GROUPS = {
     "compression": "compression",

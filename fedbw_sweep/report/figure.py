@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fedbw_sweep.console import MB
+from fedbw_sweep.records.labels import run_labels
 from fedbw_sweep.report.measure import settings_of
-from fedbw_sweep.report.table import TASKS, run_labels
+from fedbw_sweep.report.table import TASKS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers."""

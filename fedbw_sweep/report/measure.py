@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from fedbw_sweep.config import NetworkConfig
+from fedbw_sweep.config.groups import NetworkConfig
 from fedbw_sweep.console import MB
+from fedbw_sweep.cost.network import break_even_mbit_s, codec_seconds, link_bytes, run_seconds
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.network import break_even_mbit_s, codec_seconds, link_bytes, run_seconds
-from fedbw_sweep.report.table import run_labels, task_settings, varying_settings
-from fedbw_sweep.results import Column, Records
+from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
+from fedbw_sweep.records.read import Records
+from fedbw_sweep.records.schema import Column
 
 TARGET_MEASURES: Mapping[str, Column] = {
     "rounds_to_target": Column("Int64", "first round whose held-out loss is at most the target"),

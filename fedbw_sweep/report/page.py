@@ -15,8 +15,11 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedbw_sweep.config import science_id
+from fedbw_sweep.config.identity import science_id
 from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
+from fedbw_sweep.records.read import Records
+from fedbw_sweep.records.schema import RESULTS_COLUMNS
 from fedbw_sweep.report.command import (
     as_text,
     changes,
@@ -27,8 +30,6 @@ from fedbw_sweep.report.command import (
     sections_from_columns,
 )
 from fedbw_sweep.report.render import Rendered
-from fedbw_sweep.report.table import run_labels, task_settings, varying_settings
-from fedbw_sweep.results import RESULTS_COLUMNS, Records
 
 LIMIT = 1_500_000
 """Bytes a page may have."""

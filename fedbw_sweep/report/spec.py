@@ -11,9 +11,11 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from fedbw_sweep.config import Section
+from fedbw_sweep.config.section import Section
+from fedbw_sweep.cost.network import describe
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.network import describe
+from fedbw_sweep.records.labels import run_labels, setting_labels
+from fedbw_sweep.records.schema import RESULTS_COLUMNS, Column
 from fedbw_sweep.report.measure import (
     BASELINE_MEASURES,
     BUDGET_MEASURES,
@@ -26,8 +28,6 @@ from fedbw_sweep.report.measure import (
     shared_settings,
 )
 from fedbw_sweep.report.render import Rendered
-from fedbw_sweep.report.table import run_labels, setting_labels
-from fedbw_sweep.results import RESULTS_COLUMNS, Column
 
 SHIPPED = Path(__file__).parent / "tables"
 

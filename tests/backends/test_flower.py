@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedbw_sweep.federated.grid import RayGrid
-from fedbw_sweep.federated.strategy import NUMPY, Metered
+from fedbw_sweep.backends.ray.grid import RayGrid
+from fedbw_sweep.federation.strategy import NUMPY, Metered
 
-PINNED = "1.41.0"
+PINNED = "1.42.0"
 
 
 def test_the_version_is_the_one_this_was_written_for() -> None:

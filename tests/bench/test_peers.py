@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fedbw_sweep import peers
+from fedbw_sweep.bench import peers
+from fedbw_sweep.bench.peers import Codec
 from fedbw_sweep.codecs import error
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
-from fedbw_sweep.peers import Codec
 
 LAYOUT = Layout((TensorSpec("a", (40, 51)), TensorSpec("bias", (40,)), TensorSpec("b", (7, 300))))
 """Sizes that are multiples of no block; one tensor so small that peers send it as it is."""

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import yaml
 
-from fedbw_sweep.config import CONF, CompressionConfig
+from fedbw_sweep.config.groups import CompressionConfig
+from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import PayloadError
 
 from .test_contract import NAMES, check_decoded, damaged, layout_of

@@ -11,10 +11,9 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbw_sweep.config import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.errors import ConfigError
-
-from .conftest import CONF
+from tests.conftest import CONF
 
 Build = Callable[..., RunConfig]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbw_sweep.theory import (
+from fedbw_sweep.cost.bounds import (
     LLOYD_MAX_NMSE,
     gaussian_rate,
     log2_choose,

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbw_sweep.config import NetworkConfig, RunConfig
-from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.network import (
+from fedbw_sweep.config.groups import NetworkConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.cost.network import (
     break_even_mbit_s,
     expected_round_seconds,
     link_bytes,
     round_seconds,
     slowdowns,
 )
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.results import RunRecord
 
 ALIKE = NetworkConfig(name="alike", uplink_mbit_s=8, downlink_mbit_s=80, latency_s=0.25, spread=0)
 SPREAD = ALIKE.model_copy(update={"spread": 0.5})

@@ -1,4 +1,4 @@
-"""Predictions against the measurement; ``python -m tests.test_prediction`` measures the bits."""
+"""Predictions against what runs send; ``python -m tests.cost.test_prediction`` measures bits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbw_sweep import codecs, run
+from fedbw_sweep import codecs
 from fedbw_sweep.compression.base import Layout, TensorSpec
-from fedbw_sweep.config import CONF, CompressionConfig, RunConfig
-from fedbw_sweep.layouts import find_layout
-from fedbw_sweep.network import expected_round_seconds
-from fedbw_sweep.prediction import MEASURED_BITS, Prediction, bits_per_coordinate, predict
+from fedbw_sweep.config.groups import CompressionConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.cost.network import expected_round_seconds
+from fedbw_sweep.cost.prediction import MEASURED_BITS, Prediction, bits_per_coordinate, predict
+from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.seeding import rng_for
-
-from .local import simulator
+from fedbw_sweep.sweep import run
+from tests.local import simulator
 
 Build = Callable[..., RunConfig]
 

@@ -17,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedbw_sweep.config import DataConfig, RunConfig
-from fedbw_sweep.data import federate, load_corpus, parse_play, windows
+from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.data.corpora import load_corpus
+from fedbw_sweep.data.federate import federate
+from fedbw_sweep.data.plays import parse_play
+from fedbw_sweep.data.tokens import windows
 from fedbw_sweep.errors import ConfigError
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 LENGTH = 16
 
@@ -278,7 +281,7 @@ def test_tokens_per_byte_counts_utf8_bytes(rows: Path) -> None:
 @pytest.mark.slow
 def test_another_process_makes_the_same_text(rows: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.test_data import digest;"
+        "import sys; from pathlib import Path; from tests.data.test_data import digest;"
         "print(digest(Path(sys.argv[1]))); assert not {'torch', 'ray', 'flwr'} & set(sys.modules)"
     )
     done = subprocess.run(

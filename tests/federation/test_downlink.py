@@ -14,27 +14,21 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbw_sweep import run
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
-from fedbw_sweep.config import CONF, ClientsConfig, RunConfig
+from fedbw_sweep.config.groups import ClientsConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.cost.downlink import HEADER, LENGTH, expected_update_bytes
+from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
-from fedbw_sweep.federated import client as client_side
-from fedbw_sweep.federated.downlink import (
-    HEADER,
-    LENGTH,
-    Differences,
-    Weights,
-    downlink,
-    expected_update_bytes,
-    rebuild,
-)
-from fedbw_sweep.federated.strategy import Metered
-from fedbw_sweep.prediction import predict
-from fedbw_sweep.seeding import sample_clients
-
-from .compression.test_contract import NAMES, read_choice
-from .conftest import SMALL
-from .local import simulator
+from fedbw_sweep.federation import client as client_side
+from fedbw_sweep.federation.downlink import Differences, Weights, downlink, rebuild
+from fedbw_sweep.federation.strategy import Metered
+from fedbw_sweep.sampling import sample_clients
+from fedbw_sweep.sweep import run
+from tests.compression.test_contract import NAMES, read_choice
+from tests.conftest import SMALL
+from tests.local import simulator
 
 Build = Callable[..., RunConfig]
 

@@ -4,8 +4,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedbw_sweep.errors import MeteringError
-from fedbw_sweep.federated.wire import pack
-from fedbw_sweep.metering import (
+from fedbw_sweep.federation.ledger import (
     METRICS,
     RECEIVED_MESSAGE,
     RECEIVED_PAYLOAD,
@@ -15,6 +14,7 @@ from fedbw_sweep.metering import (
     Size,
     size_of,
 )
+from fedbw_sweep.federation.packing import pack
 
 
 def instruction(payload: bytes) -> RecordDict:

@@ -13,16 +13,17 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import nn
 
-from fedbw_sweep import run
-from fedbw_sweep.config import RunConfig
-from fedbw_sweep.data import windows
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.data.tokens import windows
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federated.client import _workplace as workplace
-from fedbw_sweep.metering import METRICS, SENT_PAYLOAD
-from fedbw_sweep.modeling import build_model, read_arrays
-from fedbw_sweep.results import RunRecord, collect
-
-from .conftest import SMALL, Execute
+from fedbw_sweep.federation.client import _workplace as workplace
+from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
+from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.vector import read_arrays
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.sweep import run
+from tests.conftest import SMALL, Execute
 
 pytestmark = pytest.mark.slow
 
@@ -325,11 +326,11 @@ def test_a_clients_own_traceback_is_reported(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr("fedbw_sweep.federated.client.train", broken)
+    monkeypatch.setattr("fedbw_sweep.federation.client.train", broken)
     record = execute()
     assert record.error is not None
     assert "RuntimeError: disk on fire" in record.error
-    assert "test_federated.py" in record.error
+    assert "test_server.py" in record.error
 
 
 def test_the_heldout_loss_is_in_three_units(execute: Execute) -> None:
@@ -414,7 +415,7 @@ def test_integer_buffers_run_and_are_sent_exactly(
         return model
 
     monkeypatch.setattr(run, "build_model", with_buffers)
-    monkeypatch.setattr("fedbw_sweep.trainable.build_model", with_buffers)
+    monkeypatch.setattr("fedbw_sweep.model.trainable.build_model", with_buffers)
     monkeypatch.setattr(run, "_spare", {})
     workplace.cache_clear()
     record = execute(f"compression={compression}")

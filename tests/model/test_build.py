@@ -10,17 +10,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
-from fedbw_sweep.config import ModelConfig, RunConfig
+from fedbw_sweep.config.groups import ModelConfig
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError, DivergenceError
-from fedbw_sweep.modeling import (
-    build_model,
-    heldout_loss,
-    layout_of,
-    load_tokenizer,
-    read_arrays,
-    train,
-    write_arrays,
-)
+from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.tokenizer import load_tokenizer
+from fedbw_sweep.model.vector import layout_of, read_arrays, write_arrays
+from fedbw_sweep.training.evaluation import heldout_loss
+from fedbw_sweep.training.local import train
 
 TINY = {
     "model_type": "gpt_neox",

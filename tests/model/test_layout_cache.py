@@ -1,4 +1,7 @@
-"""Layouts without weights against the real models; ``python -m tests.test_layouts`` ships them."""
+"""Layouts without weights are the models' own.
+
+``python -m tests.model.test_layout_cache`` writes those that the package has.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fedbw_sweep.config import CONF, ModelConfig
-from fedbw_sweep.layouts import SHIPPED, find_layout, write_layout
-from fedbw_sweep.modeling import build_model, layout_of
-from fedbw_sweep.trainable import freeze, shapes
-
-from .conftest import config_of
+from fedbw_sweep.config.groups import ModelConfig
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.layout_cache import SHIPPED, find_layout, write_layout
+from fedbw_sweep.model.trainable import freeze, shapes
+from fedbw_sweep.model.vector import layout_of
+from tests.conftest import config_of
 
 
 def shipped_choices() -> list[str]:
@@ -52,7 +56,7 @@ def test_a_derived_layout_is_the_models_and_is_kept(
     built = build_model(model, 1)
     assert layout == (layout_of(built), 0)
     [kept] = tmp_path.rglob("*.json")
-    monkeypatch.setattr("fedbw_sweep.trainable.shapes", None)
+    monkeypatch.setattr("fedbw_sweep.model.trainable.shapes", None)
     assert find_layout(config) == layout  # from the cache
     saved = tmp_path / "saved"
     built.save_pretrained(saved)

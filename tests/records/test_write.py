@@ -7,22 +7,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedbw_sweep import results
-from fedbw_sweep.config import RunConfig, config_columns
+from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError, ResultsError
-from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.report.measure import Options
-from fedbw_sweep.results import (
+from fedbw_sweep.records import write as results
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.read import load_records
+from fedbw_sweep.records.schema import (
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
     RESULTS_COLUMNS,
     ROUNDS_COLUMNS,
     TIMING_COLUMNS,
-    RunRecord,
-    collect,
-    is_done,
-    load_records,
 )
+from fedbw_sweep.records.write import RunRecord, is_done
+from fedbw_sweep.report.__main__ import main
+from fedbw_sweep.report.measure import Options
 
 Build = Callable[..., RunConfig]
 

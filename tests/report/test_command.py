@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fedbw_sweep.config import RunConfig, config_columns, science_id
+from fedbw_sweep.config.identity import config_columns, science_id
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.report.command import changes, command, overrides, sections_from_columns
 
 Build = Callable[..., RunConfig]

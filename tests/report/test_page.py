@@ -17,13 +17,13 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from fedbw_sweep.config import RunConfig
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.records.read import Records, load_records
+from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.report import charts
 from fedbw_sweep.report.page import LIMIT, write_page
 from fedbw_sweep.report.render import Rendered
-from fedbw_sweep.results import Records, RunRecord, load_records
-
-from .conftest import config_of
+from tests.conftest import config_of
 
 pytestmark = pytest.mark.slow
 

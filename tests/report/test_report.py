@@ -23,18 +23,20 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 
-from fedbw_sweep import run
-from fedbw_sweep.config import NetworkConfig, RunConfig
+from fedbw_sweep.config.groups import NetworkConfig
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.records.collect import collect
+from fedbw_sweep.records.read import load_records
+from fedbw_sweep.records.write import RunRecord, announce
 from fedbw_sweep.report import figure
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.report.measure import Options, cell_curves, measure, measure_time
 from fedbw_sweep.report.render import Rendered, escape_latex
 from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
-from fedbw_sweep.results import RunRecord, announce, collect, load_records
-
-from .conftest import ROOT, SMALL, config_of
-from .local import simulator
+from fedbw_sweep.sweep import run
+from tests.conftest import ROOT, SMALL, config_of
+from tests.local import simulator
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +59,7 @@ def kill(sweep: Path, *overrides: str) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from fedbw_sweep import run
+from fedbw_sweep.sweep import run
 from tests.conftest import config_of
 from tests.local import simulator
 

@@ -18,10 +18,9 @@ import pytest
 import yaml
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf
 
-from fedbw_sweep.config import CONF
-from fedbw_sweep.results import collect
-
-from .conftest import ROOT, SMALL
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.records.collect import collect
+from tests.conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.ray
 

@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import SMALL
-from .test_simulation import STOP_S, assert_same_runs, start, sweep
+from tests.conftest import SMALL
+from tests.sweep.test_simulation import STOP_S, assert_same_runs, start, sweep
 
 pytestmark = pytest.mark.ray
 
@@ -109,9 +109,10 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from hydra import initialize_config_dir
-from fedbw_sweep.cells import Composer
-from fedbw_sweep.config import CONF, RunConfig
-from fedbw_sweep.federated.simulation import simulate
+from fedbw_sweep.sweep.grid import Composer
+from fedbw_sweep.config.section import CONF
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.backends.simulation import simulate
 
 client, server = ClientApp(), ServerApp()
 
@@ -121,7 +122,7 @@ folder = Path.cwd()
 def train(message, context):
     import sys, time
     from flwr.app import ConfigRecord, Message, RecordDict
-    import fedbw_sweep.config
+    import fedbw_sweep.config.section
     (folder / str(message.metadata.dst_node_id)).touch()
     while len(list(folder.iterdir())) < 2:  # neither node answers for both
         time.sleep(0.01)

@@ -14,12 +14,12 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedbw_sweep.backends import simulation
+from fedbw_sweep.backends.ray import broker, grid
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federated import broker, grid, simulation
-from fedbw_sweep.modeling import pick_device
-
-from .conftest import config_of
-from .test_grid import app, echo
+from fedbw_sweep.training.process import pick_device
+from tests.backends.ray.test_grid import app, echo
+from tests.conftest import config_of
 
 pytestmark = [
     pytest.mark.ray,

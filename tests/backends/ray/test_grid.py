@@ -15,8 +15,8 @@ import ray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedbw_sweep.federated import grid
-from fedbw_sweep.federated.grid import RayGrid
+from fedbw_sweep.backends.ray import grid
+from fedbw_sweep.backends.ray.grid import RayGrid
 
 pytestmark = [
     pytest.mark.ray,

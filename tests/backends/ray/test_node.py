@@ -20,9 +20,8 @@ import ray
 from ray._private.node import Node as RayNode
 from ray._private.parameter import RayParams
 
-from fedbw_sweep.federated.nursery import WORKER
-
-from .conftest import ROOT
+from fedbw_sweep.backends.ray.nursery import WORKER
+from tests.conftest import ROOT
 
 PINNED = "2.55.1"
 STOP_S = 30
@@ -49,7 +48,7 @@ def test_what_ray_starts_as_a_worker_is_where_it_was() -> None:
 
 YOUNG = """
 import json, os, signal, sys
-from fedbw_sweep.federated.node import Node
+from fedbw_sweep.backends.ray.node import Node
 
 node = Node(2, verbose=False, preload=sys.argv[1] or None)
 assert "ray" not in sys.modules  # it would keep what it read of its environment
@@ -179,7 +178,7 @@ def test_a_killed_command_leaves_no_forked_process() -> None:
 
 
 OPEN = """
-from fedbw_sweep.federated.nursery import Nursery
+from fedbw_sweep.backends.ray.nursery import Nursery
 
 nursery = Nursery()
 nursery.open()

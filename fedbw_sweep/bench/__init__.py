@@ -1,0 +1,1 @@
+"""The codec bench: every method measured on real updates."""

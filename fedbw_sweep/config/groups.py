@@ -1,0 +1,194 @@
+"""The sections of a run's config that config groups fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+
+from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.config.section import CONF, Choice, Section
+from fedbw_sweep.errors import ConfigError
+
+
+class CompressionConfig(Choice):
+    """A compression choice: the class, its parameters (any further key) and error feedback."""
+
+    error_feedback: bool = Field(description="true or false: keep what was not sent for next time")
+
+    @property
+    def codes_weights(self) -> bool:
+        """Whether, on the way down, the model itself is encoded, and clients keep nothing of it.
+
+        So it is with methods fit for weights, unless error feedback is asked for: what is lost can
+        only be made up for in a difference from what clients hold.
+        """
+        return self.build("downlink").codes_weights and not self.error_feedback
+
+    @classmethod
+    def expand(cls, method: str) -> Iterator[tuple[str, Self]]:
+        """Yield the choices that ``"topk density=0.01,0.1"`` names, one for each combination.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such choice in ``conf/compression``.
+        """
+        name, *parameters = method.split()
+        path = CONF / "compression" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise ConfigError("methods", method, f"no such method; there are: {known}")
+        choice = yaml.safe_load(path.read_text(encoding="utf-8"))
+        swept = [parameter.partition("=") for parameter in parameters]
+        for values in product(*(value.split(",") for _, _, value in swept)):
+            pairs = [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
+            read = OmegaConf.to_container(OmegaConf.from_dotlist(pairs))  # 1e-3 is a number here
+            assert isinstance(read, dict)
+            own = {str(key): value for key, value in read.items()}
+            label = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
+            yield label, cls.model_validate({**choice, **own})
+
+    def build(self, group: str = "compression") -> Compressor:
+        """Instantiate the compressor.
+
+        Raises
+        ------
+        ConfigError
+            If a parameter is unknown or its value is not allowed, or error feedback would diverge.
+        """
+        built = self.instantiate(group)
+        if not isinstance(built, Compressor):
+            raise ConfigError(f"{group}._target_", self.target, "must be a Compressor class")
+        if self.error_feedback and built.expands:
+            raise ConfigError(
+                f"{group}.error_feedback",
+                True,
+                f"must be false: the error of {built!r} is larger than the update, so that the "
+                "residual would grow without bound",
+            )
+        return built
+
+
+class ServerConfig(Choice):
+    """What the server makes of the mean update: a Flower strategy and its parameters."""
+
+    FRACTIONS: ClassVar[frozenset[str]] = frozenset(
+        {"beta_1", "beta_2", "momentum", "server_momentum"}
+    )
+
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, value in self.parameters.items():
+            if name in self.FRACTIONS and value >= 1:
+                raise ConfigError(f"server.{name}", value, "must be in [0, 1)")
+            if name not in self.FRACTIONS and value == 0:
+                raise ConfigError(f"server.{name}", value, "must be above 0")
+        return self
+
+
+class ModelConfig(Section):
+    """Which causal language model, and where its weights come from."""
+
+    name: str
+    weights: Literal["random", "pretrained"]
+    name_or_path: str | None = Field(
+        description="a hub name, a folder written by save_pretrained, or a GGUF file"
+    )
+    architecture: dict[str, Any] | None
+
+
+class TrainablePart(Section):
+    """A choice of what trains that has no parameters of its own."""
+
+    name: Literal["all", "head", "bias", "norm", "body"]
+
+
+class TrainableBlocks(Section):
+    """The last transformer blocks train."""
+
+    name: Literal["last_n"]
+    blocks: int = Field(ge=1, description="blocks counted from the last, at least 1")
+
+
+class TrainableLora(Section):
+    """Low-rank adapters train beside frozen weights (LoRA, Hu et al. 2021, arXiv:2106.09685)."""
+
+    name: Literal["lora"]
+    rank: int = Field(ge=1, description="columns of B and rows of A, at least 1")
+    alpha: float = Field(gt=0, allow_inf_nan=False, description="scale times rank, above 0")
+    targets: list[str] | None = Field(description="names of modules in brackets, or null")
+    freeze_a: bool = Field(description="true or false: only B trains")
+
+
+TrainableConfig = Annotated[
+    TrainablePart | TrainableBlocks | TrainableLora, Field(discriminator="name")
+]
+"""Which parameters train and travel; a section for each kind of choice, told apart by its name."""
+
+
+class DataConfig(Section):
+    """Which text, how it is split into training and held-out parts and spread over clients."""
+
+    name: Literal["shakespeare", "text", "hub"]
+    partition: Literal["natural", "iid", "dirichlet"]
+    alpha: float = Field(gt=0, allow_inf_nan=False, description="Dirichlet concentration, above 0")
+    min_characters: int = Field(ge=0, description="characters a natural client must have")
+    heldout_fraction: float = Field(gt=0, lt=1, description="part of the text never trained on")
+    heldout_tokens: int = Field(ge=1, description="tokens of the fixed held-out set")
+    path: str | None = None
+    text_column: str = "text"
+    client_column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    split: str = "train"
+
+
+class ClientsConfig(Section):
+    """What real clients do to a federation."""
+
+    dropout: float = Field(ge=0, lt=1, description="fraction that never replies, in [0, 1)")
+
+
+class BackendConfig(Section):
+    """What executes the clients; changes nothing in the results."""
+
+    name: Literal["ray", "flower"]
+    workers: int | None = Field(ge=1, description="processes, at least 1, or null: one per core")
+    client_timeout_s: float = Field(gt=0, description="seconds, above 0")
+    address: str | None = Field(default=None, description="host:port, auto, or null: start Ray")
+    runs: int | None = Field(default=1, ge=1, description="runs at a time, at least 1, or null")
+    client_gpus: float | None = Field(default=None, ge=0, description="GPUs a client, or null")
+
+
+class NetworkConfig(Section):
+    """The links between server and clients, of which communication time is estimated."""
+
+    name: str
+    uplink_mbit_s: float = Field(gt=0, allow_inf_nan=False, description="Mbit/s, above 0")
+    downlink_mbit_s: float = Field(gt=0, allow_inf_nan=False, description="Mbit/s, above 0")
+    latency_s: float = Field(ge=0, allow_inf_nan=False, description="seconds, at least 0")
+    spread: float = Field(
+        ge=0, allow_inf_nan=False, description="standard deviation of the speeds' logarithm"
+    )
+
+    @classmethod
+    def choices(cls, name: str) -> list[Self]:
+        """Read one choice of ``conf/network``, or all of them for ``all``.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such choice.
+        """
+        paths = {path.stem: path for path in sorted((CONF / "network").glob("*.yaml"))}
+        if name not in {*paths, "all"}:
+            raise ConfigError("--network", name, f"must be all or one of {', '.join(paths)}")
+        chosen = paths.values() if name == "all" else [paths[name]]
+        return [cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in chosen]

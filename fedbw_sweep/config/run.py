@@ -1,0 +1,87 @@
+"""DictConfig -> one frozen, validated `RunConfig`: the science apart from how it is executed."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from fedbw_sweep.config.groups import (
+    BackendConfig,
+    ClientsConfig,
+    CompressionConfig,
+    DataConfig,
+    ModelConfig,
+    NetworkConfig,
+    ServerConfig,
+    TrainableConfig,
+)
+from fedbw_sweep.config.identity import science_id
+from fedbw_sweep.config.section import Choice, Section
+from fedbw_sweep.errors import ConfigError
+
+EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "verbose"})
+"""Top-level keys that say how a run is executed and change nothing in its results."""
+
+
+class RunConfig(Section):
+    """Everything one run needs, validated. Two runs with equal `science` leave equal results."""
+
+    num_clients: int = Field(ge=1, description="clients that exist, at least 1")
+    fraction_fit: float = Field(gt=0, le=1, description="fraction sampled each round, in (0, 1]")
+    rounds: int = Field(ge=0, description="communication rounds, at least 0")
+    local_epochs: int = Field(ge=0, description="passes over the client's text, at least 0")
+    local_steps: int | None = Field(ge=0, description="steps a round, at least 0, or null")
+    batch_size: int = Field(ge=1, description="sequences per step, at least 1")
+    sequence_length: int = Field(ge=1, description="tokens per sequence, at least 1")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="learning rate, above 0")
+    proximal_mu: float = Field(ge=0, allow_inf_nan=False, description="at least 0")
+    upload: Literal["update", "weights"] = Field(description="what clients encode and send")
+    seed: int = Field(ge=0, description="at least 0")
+    clients: ClientsConfig
+    compression: CompressionConfig
+    downlink: CompressionConfig
+    optimizer: Choice
+    server: ServerConfig
+    model: ModelConfig
+    trainable: TrainableConfig
+    initial_model: Literal["known", "sent"]
+    data: DataConfig
+    backend: BackendConfig
+    network: NetworkConfig
+    device: Literal["auto", "cpu", "cuda"]
+    logger: Literal["none", "tensorboard"]
+    sweep: str
+    verbose: bool
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values, the compressors' parameters included; see `from_hydra`."""
+        config = super().from_dict(values)
+        config.compression.build()
+        config.downlink.build("downlink")
+        if config.upload == "weights" and config.compression.error_feedback:
+            raise ConfigError(
+                "upload",
+                config.upload,
+                "leaves nothing for error feedback to make up for: weights that were not sent are "
+                "in the next ones anyway; add compression.error_feedback=false",
+            )
+        return config
+
+    @property
+    def clients_per_round(self) -> int:
+        """``max(1, floor(fraction_fit * num_clients))``, exact: 0.29 of 100 is 29."""
+        return max(1, floor(Fraction(repr(self.fraction_fit)) * self.num_clients))
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """What determines the results, as plain values."""
+        return self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
+
+    @property
+    def run_id(self) -> str:
+        """See `science_id`."""
+        return science_id(self.science)

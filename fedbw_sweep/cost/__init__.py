@@ -1,0 +1,1 @@
+"""What a run will send and how long that takes, before it does."""

@@ -1,0 +1,58 @@
+"""The configured corpus: read once, with its held-out records marked."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pandas as pd
+
+from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.data.heldout import mark_heldout
+from fedbw_sweep.data.plays import read_plays
+from fedbw_sweep.data.readers import read_hub, read_text_file
+from fedbw_sweep.errors import ConfigError
+
+
+def load_corpus(cfg: DataConfig) -> pd.DataFrame:
+    """Read the configured corpus and mark what is held out.
+
+    The last one is kept, since every cell of a sweep asks for it: treat it as read-only. A file
+    that changes meanwhile is not read again.
+
+    Parameters
+    ----------
+    cfg : DataConfig
+        Corpus and `heldout_fraction`.
+
+    Returns
+    -------
+    DataFrame
+        A row per record, in corpus order: ``text`` (str), ``client`` and ``label`` (str, missing
+        where the corpus says nothing), ``heldout`` (bool).
+
+    Raises
+    ------
+    ConfigError
+        If there is no such corpus, it cannot be read, or it has no text.
+    """
+    # The same corpus for every partition of it.
+    partition = {"partition": "iid", "alpha": 1.0, "min_characters": 0, "heldout_tokens": 1}
+    return _load_corpus(cfg.model_copy(update=partition))
+
+
+@lru_cache(maxsize=1)
+def _load_corpus(cfg: DataConfig) -> pd.DataFrame:
+    read = {"shakespeare": read_plays, "text": read_text_file, "hub": read_hub}[cfg.name]
+    corpus = read(cfg)
+    corpus = corpus[corpus["text"].str.strip() != ""].reset_index(drop=True)
+    if corpus.empty:
+        raise ConfigError("data.path", cfg.path, "has no text; every record is blank")
+    corpus["heldout"] = mark_heldout(corpus, cfg.heldout_fraction)
+    if not corpus["heldout"].any() or corpus["heldout"].all():
+        raise ConfigError(
+            "data.heldout_fraction",
+            cfg.heldout_fraction,
+            f"leaves one side of the split of {len(corpus)} whole records empty; "
+            "change it, give more and shorter records, or leave out data.client_column",
+        )
+    return corpus

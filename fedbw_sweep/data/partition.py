@@ -1,0 +1,121 @@
+"""Who has which training records."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import redirect_stderr
+from io import StringIO
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.data.tokens import ClientTokens, Rows
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.seeding import rng_for, seed_for
+
+
+def divide(
+    cfg: DataConfig,
+    corpus: pd.DataFrame,
+    train: pd.DataFrame,
+    num_clients: int,
+    seed: int,
+    min_records: int,
+) -> tuple[tuple[str, ...], list[Rows]]:
+    """Name the clients and say which rows of `train` each one holds, in corpus order."""
+    names = tuple(map(str, range(num_clients)))
+    if cfg.partition == "natural":
+        names = _natural_clients(cfg, corpus, num_clients)
+        number = train["client"].map({name: i for i, name in enumerate(names)}).fillna(-1)
+        owner = number.to_numpy(np.int64)
+        by_owner = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(owner[by_owner], np.arange(num_clients + 1))
+        return names, [by_owner[start:end] for start, end in pairwise(bounds)]
+    if num_clients > len(train):
+        raise ConfigError("num_clients", num_clients, f"at most {len(train)}: the training records")
+    if cfg.partition == "iid":
+        rows = rng_for(seed, "partition").permutation(len(train))
+        return names, [np.sort(part) for part in np.array_split(rows, num_clients)]
+    if train["label"].isna().any():
+        raise ConfigError(
+            "data.label_column", cfg.label_column, "dirichlet needs a label for every record"
+        )
+    # Imported late: 2 s that nothing else need wait for.
+    from datasets import Dataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    labels = pd.factorize(train["label"], sort=True)[0].astype(np.int64)
+    partitioner = DirichletPartitioner(
+        num_clients,
+        "label",
+        cfg.alpha,
+        min_partition_size=min_records,
+        shuffle=False,
+        seed=seed_for(seed, "partition"),
+    )
+    partitioner.dataset = Dataset.from_dict({"row": np.arange(len(train)), "label": labels})
+    try:
+        # Progress bars, and a warning for each repeated Dirichlet draw.
+        with redirect_stderr(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parts = [partitioner.load_partition(i) for i in range(num_clients)]
+    except ValueError:
+        raise ConfigError(
+            "data.alpha",
+            cfg.alpha,
+            f"no draw gave each of {num_clients} clients {min_records} records; "
+            "raise it or lower num_clients",
+        ) from None
+    return names, [np.sort(part[:]["row"]) for part in parts]
+
+
+def _natural_clients(cfg: DataConfig, corpus: pd.DataFrame, num_clients: int) -> tuple[str, ...]:
+    """Choose natural clients.
+
+    In one fixed order whatever the seed and `min_characters`, so that more clients are the same
+    ones and some more, and runs that differ in their seed are paired: same people, other draws.
+    """
+    characters = corpus["text"].str.len().groupby(corpus["client"]).sum()
+    if characters.empty:
+        raise ConfigError(
+            "data.partition",
+            cfg.partition,
+            "needs records that say whose they are: set data.client_column, or use iid",
+        )
+    order = rng_for(0, "natural clients").permutation(len(characters))
+    in_order = characters.iloc[order]
+    eligible = in_order.index[in_order >= cfg.min_characters]
+    if num_clients > len(eligible):
+        raise ConfigError(
+            "num_clients",
+            num_clients,
+            f"at most {len(eligible)}: the natural clients with at least data.min_characters="
+            f"{cfg.min_characters} characters, of {len(characters)}; lower either",
+        )
+    return tuple(eligible[:num_clients])
+
+
+def check_sizes(
+    cfg: DataConfig, clients: ClientTokens, names: tuple[str, ...], sequence_length: int
+) -> None:
+    """Refuse a partition that leaves a client without a full window."""
+    window = sequence_length + 1
+    sizes = np.diff(clients.ends, prepend=0)
+    if sizes.min() >= window:
+        return
+    short = int(np.argmax(sizes < window))
+    # Natural clients keep their order, so those before the first short one do; else a bound.
+    most = short if cfg.partition == "natural" else min(sizes.sum() // window, len(names) - 1)
+    remedy = {
+        "natural": "raise data.min_characters",
+        "iid": "lower num_clients",
+        "dirichlet": "raise data.alpha, lower num_clients",
+    }[cfg.partition]
+    raise ConfigError(
+        "num_clients",
+        len(names),
+        f"at most {most}: client {names[short]} gets {sizes[short]} training tokens, fewer than "
+        f"the {window} of one window; {remedy} or lower sequence_length",
+    )

@@ -1,0 +1,199 @@
+"""The way down: the server's model, or what of it a client lacks, as one payload, and back."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+
+from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, all_finite
+from fedbw_sweep.compression.cast import Dense
+from fedbw_sweep.compression.feedback import State, encode_with_state
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.cost.downlink import HEADER, LENGTH
+from fedbw_sweep.errors import DivergenceError, PayloadError
+from fedbw_sweep.seeding import rng_for
+
+WHOLE = -1
+"""In place of a number of updates: the model itself follows, dense."""
+
+
+class Downlink(Protocol):
+    """The server's end: what each client is sent, and what it is known to hold."""
+
+    def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
+        """Encode a round's global model, once for all clients."""
+
+    def payload_for(self, client: int) -> bytes:
+        """Return what a client is sent this round; the same object where it is the same."""
+
+    def replied(self, client: int) -> None:
+        """Note that a client has what it was sent this round."""
+
+
+def downlink(config: RunConfig, layout: Layout) -> Downlink:
+    """Make the server's end of the way down that ``downlink`` names."""
+    return (Weights if config.downlink.codes_weights else Differences)(config, layout)
+
+
+class Weights:
+    """The model itself, the same payload for every client, whatever it has missed."""
+
+    def __init__(self, config: RunConfig, layout: Layout) -> None:
+        self.compressor, self.layout = config.downlink.build("downlink"), layout
+        self.seed = config.seed
+
+    def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
+        """See `Downlink`."""
+        rng = rng_for(self.seed, "encode model", server_round)
+        self.payload = self.compressor.encode(vector, self.layout, rng) + exact
+
+    def payload_for(self, client: int) -> bytes:
+        """See `Downlink`."""
+        return self.payload
+
+    def replied(self, client: int) -> None:
+        """See `Downlink`."""
+
+
+class Differences:
+    """Updates to the model that clients hold, which the server knows bit by bit.
+
+    With error feedback an update is the encoded difference between the global model and `held`, the
+    model of a client that has missed none. So it also carries what earlier ones left unsent
+    (DoubleSqueeze: Tang et al. 2019, arXiv:1905.05957; EF21-P: Gruntkowska et al. 2023,
+    arXiv:2209.15218). Without, it is the encoded difference between the global models of two
+    rounds, and what it lacks is lost.
+
+    There is one before each round but the first, whatever the round before has changed, so that
+    sizes are known in advance. Both ends decode it and add it, in float32. A client that missed
+    some is sent them all, joined, or the whole of `held`, dense, whichever is fewer bytes; they are
+    kept as long as that may be them. Of each client only a number is kept, that of the last update
+    it has replied to.
+
+    Attributes
+    ----------
+    held : ndarray of float32, shape (layout.size,)
+        The model that a client ends up with this round.
+    version : int
+        Updates so far; the initial model is version 0.
+    version_of : dict of int to int
+        The version of each client that has replied.
+    """
+
+    def __init__(self, config: RunConfig, layout: Layout) -> None:
+        self.compressor, self.layout = config.downlink.build("downlink"), layout
+        self.error_feedback, self.seed = config.downlink.error_feedback, config.seed
+        self.initial_is_known = config.initial_model == "known"
+        self.held = self.latest = np.empty(0, np.float32)
+        self.version, self.version_of = 0, dict[int, int]()
+        self.updates: deque[bytes] = deque()  # the last ones, with their lengths
+        self.state: State = {}
+
+    def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
+        """See `Downlink`.
+
+        Raises
+        ------
+        DivergenceError
+            If the model that clients would hold is not finite.
+        """
+        if server_round == 1:
+            self.held = self.latest = vector
+        else:
+            self._update(server_round, vector)
+        self.checksum, self.exact = zlib.crc32(self.held.data), exact
+        self.payloads: dict[int, bytes] = {}  # by how many updates they hold
+
+    def _update(self, server_round: int, vector: FloatVector) -> None:
+        """Encode what is new, bring `held` up to date with it, and keep it for who misses it."""
+        with np.errstate(over="ignore"):
+            difference = vector - (self.held if self.error_feedback else self.latest)
+        self.latest = vector
+        rng = rng_for(self.seed, "encode model", server_round)
+        payload, self.state = encode_with_state(
+            self.compressor, difference, self.layout, rng, self.state
+        )
+        self.held = _updated(self.held, payload, self.compressor, self.layout)
+        self.version += 1
+        self.updates.append(LENGTH.pack(len(payload)) + payload)
+        while sum(map(len, self.updates)) > 4 * self.layout.size:
+            self.updates.popleft()
+
+    def payload_for(self, client: int) -> bytes:
+        """See `Downlink`."""
+        version = self.version_of.get(client, 0 if self.initial_is_known else -1)
+        missed = self.version - version
+        count = missed if version >= 0 and missed <= len(self.updates) else WHOLE
+        if count not in self.payloads:
+            updates = list(self.updates)[len(self.updates) - count :]
+            body = updates if count != WHOLE else [self.held.astype("<f4", copy=False).tobytes()]
+            header = HEADER.pack(self.checksum, count)
+            self.payloads[count] = b"".join([header, *body, self.exact])
+        return self.payloads[count]
+
+    def replied(self, client: int) -> None:
+        """See `Downlink`."""
+        self.version_of[client] = self.version
+
+
+def rebuild(
+    payload: memoryview, held: FloatVector | None, compressor: Compressor, layout: Layout
+) -> FloatVector:
+    """Make the client's model of what `Differences` sent, and check that it is the server's.
+
+    Parameters
+    ----------
+    payload : memoryview
+        What was received, without the exact arrays; it may be damaged or hostile.
+    held : ndarray of float32, shape (layout.size,), or None
+        The model that the client holds, if any. It is not modified.
+    compressor : Compressor
+        The server's.
+    layout : Layout
+        The arrays that travel.
+
+    Returns
+    -------
+    ndarray of float32, shape (layout.size,)
+        The client's model from now on, writable.
+
+    Raises
+    ------
+    PayloadError
+        If the payload is damaged, or the outcome is not, bit by bit, what the server says.
+    """
+    if len(payload) < HEADER.size:
+        raise PayloadError(f"{len(payload)} bytes hold no header")
+    checksum, count = HEADER.unpack_from(payload)
+    rest = payload[HEADER.size :]
+    if count == WHOLE:
+        model = Dense().decode(rest, layout)
+    elif held is None:
+        raise PayloadError(f"{count} updates to a model that this client does not hold")
+    else:
+        model = held.copy()
+        for _ in range(count):
+            if len(rest) < LENGTH.size:
+                raise PayloadError(f"fewer than {count} updates")
+            [length] = LENGTH.unpack_from(rest)
+            update, rest = rest[LENGTH.size :][:length], rest[LENGTH.size :][length:]
+            model = _updated(model, update, compressor, layout)
+        if len(rest):
+            raise PayloadError(f"{len(rest)} bytes after {count} updates")
+    if zlib.crc32(model.data) != checksum:
+        raise PayloadError("the model rebuilt from the server's updates is not the server's")
+    return model
+
+
+def _updated(
+    model: FloatVector, payload: bytes | memoryview, compressor: Compressor, layout: Layout
+) -> FloatVector:
+    """Add one update; both ends do it here, so that they round alike."""
+    with np.errstate(over="ignore"):
+        model = model + compressor.decode(payload, layout)
+    if not all_finite(model):
+        raise DivergenceError("the model that clients hold is not finite; lower lr")
+    return model

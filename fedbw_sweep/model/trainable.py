@@ -1,0 +1,174 @@
+"""Which parameters train and travel: the others stay what they were at the start, and never do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableConfig, TrainableLora
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.model.build import build_model, build_without_weights, drawn_from
+from fedbw_sweep.model.vector import frozen_parameters, layout_of
+
+ALL_LINEAR = "all-linear"
+"""peft's name for every linear layer but the output embedding."""
+
+
+def build_trainable(model: ModelConfig, trainable: TrainableConfig, seed: int) -> PreTrainedModel:
+    """Build a run's model and freeze what does not train; see `build_model` and `freeze`."""
+    built = build_model(model, seed)
+    freeze(built, trainable, seed)
+    return built
+
+
+def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> None:
+    """Freeze what does not train, in place; ``lora`` adds what does.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal LM.
+    trainable : TrainableConfig
+        The choice. A parameter that is used twice, as tied embeddings are, trains if either use is
+        chosen.
+    seed : int
+        The run's seed; the adapters' initial weights are drawn from it.
+
+    Raises
+    ------
+    ConfigError
+        If the model has nothing of what is chosen.
+    """
+    if isinstance(trainable, TrainableLora):
+        _add_adapters(model, trainable, seed)
+        return
+    parameters: Iterable[nn.Parameter]
+    if isinstance(trainable, TrainableBlocks):
+        parameters = _last_blocks(model, trainable.blocks)
+    else:
+        parameters = _CHOICES[trainable.name](model)
+    chosen = {id(parameter) for parameter in parameters}
+    if not chosen:
+        raise ConfigError(
+            "trainable",
+            trainable.name,
+            f"{type(model).__name__} has no such parameters; choose another part, all or lora",
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def shapes(config: RunConfig) -> tuple[Layout, int]:
+    """Derive the layout of what travels in a run, and the bytes of what is frozen, from shapes.
+
+    Raises
+    ------
+    ConfigError
+        If the architecture cannot be loaded, or has nothing of what is chosen.
+    """
+    model = build_without_weights(config.model)
+    freeze(model, config.trainable, config.seed)
+    return layout_of(model), 4 * frozen_parameters(model)
+
+
+def _head(model: PreTrainedModel) -> Iterable[nn.Parameter]:
+    """Choose the output embedding, which is the input's as well where they are tied."""
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return () if head is None else head.parameters()
+
+
+def _biases(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """Choose every bias, of norms too (BitFit, Ben Zaken et al. 2022, arXiv:2106.10199)."""
+    return (p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias")
+
+
+def _norms(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """Choose the gains, and biases if there are any, of LayerNorm, RMSNorm and the like."""
+    norms = (module for module in model.modules() if "Norm" in type(module).__name__)
+    return (parameter for norm in norms for parameter in norm.parameters(recurse=False))
+
+
+def _body(model: PreTrainedModel) -> Iterator[nn.Parameter]:
+    """Choose all but the embeddings: of tokens, of positions, and the output's."""
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    left_out = {id(p) for module in embeddings for p in module.parameters()}
+    left_out |= {id(p) for p in _head(model)}
+    return (parameter for parameter in model.parameters() if id(parameter) not in left_out)
+
+
+def _last_blocks(model: PreTrainedModel, count: int) -> Iterator[nn.Parameter]:
+    """Choose the last transformer blocks, without the norm after them."""
+    there = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    blocks = next((blocks for blocks in lists if there and len(blocks) == there), None)
+    if blocks is None:
+        raise ConfigError(
+            "trainable", "last_n", f"{type(model).__name__} has no list of transformer blocks"
+        )
+    if count > there:
+        raise ConfigError(
+            "trainable.blocks", count, f"{type(model).__name__} has {there}; give 1 to {there}"
+        )
+    return (parameter for block in list(blocks)[-count:] for parameter in block.parameters())
+
+
+_CHOICES: dict[str, Callable[[PreTrainedModel], Iterable[nn.Parameter]]] = {
+    "all": nn.Module.parameters,
+    "head": _head,
+    "bias": _biases,
+    "norm": _norms,
+    "body": _body,
+}
+
+
+def _add_adapters(model: PreTrainedModel, lora: TrainableLora, seed: int) -> None:
+    """Put peft's adapters beside the targets' weights; B starts at zero, so the model is the same.
+
+    With ``freeze_a`` only B trains (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313), so that the mean
+    of clients' adapters is the adapter of their mean.
+    """
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds: only where it is used
+
+    targets = lora.targets
+    if targets is not None and targets != [ALL_LINEAR]:
+        _check_targets(model, targets)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # as GPT-2's are
+    adapters = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is as good
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        fan_in_fan_out=transposed,
+    )
+    try:
+        with drawn_from(seed, "lora"):
+            inject_adapter_in_model(adapters, model)
+    except ValueError as error:  # no default for this architecture, a target of another kind
+        raise ConfigError("trainable.targets", targets, str(error)) from None
+    if lora.freeze_a:
+        for name, parameter in model.named_parameters():
+            if ".lora_A." in name:
+                parameter.requires_grad_(False)
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Refuse a name that no layer has; peft does so only if none of them is found."""
+    tied = model.get_input_embeddings().weight  # an adapter would change both uses when merged
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module.weight is not tied
+    ]
+    for target in targets:
+        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
+            named = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
+            raise ConfigError(
+                "trainable.targets",
+                targets,
+                f"{type(model).__name__} has no linear layer {target} with weights of its own; "
+                f"give [{ALL_LINEAR}], any of {named}, or null for peft's choice",
+            )

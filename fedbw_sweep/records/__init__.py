@@ -1,0 +1,1 @@
+"""What runs leave on disk: written whole, read back typed."""

@@ -1,0 +1,131 @@
+"""Where runs are recorded in the folders that a user names, and their settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.schema import AXES, CONFIG, RESULTS, RESULTS_AND_SOURCE, STATUS
+
+_RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class Configs(Mapping[str, Mapping[str, Any]]):
+    """Each run's ``config.yaml``, read when asked for: parsing 10,000 takes seconds."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+
+    def __getitem__(self, run_id: str) -> Mapping[str, Any]:
+        path = self._folders[run_id] / CONFIG
+        try:
+            config = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ResultsError(f"{path} is damaged: {error}") from None
+        if not isinstance(config, dict):
+            raise ResultsError(f"{path} is damaged: it is not a mapping of settings")
+        return config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+
+def find_records(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Return the run folders and the tables of results in `paths`, each once."""
+    folders: dict[Path, Path] = {}
+    tables: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ResultsError(f"{path} does not exist; give run folders, sweep folders or CSVs")
+        if path.is_file():
+            tables[path.resolve()] = path
+            continue
+        whole, found = path.resolve(), False
+        for root, names, files in os.walk(whole):
+            inner = Path(root[len(str(whole)) :].lstrip(os.sep))
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            here = whole / inner
+            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(here.name)):
+                folders[here] = path / inner
+                names.clear()
+                found = True
+                continue
+            if RESULTS in files:
+                tables[here / RESULTS] = path / inner / RESULTS
+                found = True
+            runs = {
+                name  # need not be listed, which takes long for 10,000
+                for name in names
+                if _RUN_ID.fullmatch(name) and (here / name / STATUS).exists()
+            }
+            folders |= {here / name: path / inner / name for name in sorted(runs)}
+            names[:] = [name for name in names if name not in runs]
+            found = found or bool(runs)
+        if not found:
+            raise ResultsError(f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it")
+    return list(folders.values()), list(tables.values())
+
+
+def read_settings(
+    runs: pd.Series[str], tables: Iterable[pd.DataFrame], configs: Mapping[str, Mapping[str, Any]]
+) -> tuple[pd.DataFrame, dict[str, Exception]]:
+    """Return the settings of `runs`, a row for each, and why those of some are unknown.
+
+    A ``run_id`` is a hash of them, so that any CSV will do; without one, the run's folder.
+    """
+    beside = [name for name in RESULTS_AND_SOURCE if name != "run_id"]
+    own = [table.drop(columns=beside).set_index("run_id") for table in tables]
+    _refuse_contradictions(own)
+    read: dict[str, dict[str, Any]] = {}
+    unknown: dict[str, Exception] = {}
+    for run in runs[~runs.isin({run for table in own for run in table.index})]:
+        try:
+            read[run] = config_columns(configs[run])
+        except (ResultsError, OSError) as error:
+            unknown[run] = error
+    own.append(pd.DataFrame(list(read.values()), index=list(read), dtype=object))
+    known = pd.concat(own)
+    known = known[~known.index.duplicated()].reindex(runs)
+    names = [*AXES, "seed", *sorted(set(map(str, known)) - {*AXES, "seed"})]
+    nothing = pd.Series(index=known.index, dtype=object)
+    typed = {name: _typed(known.get(name, nothing)) for name in names}
+    return pd.DataFrame(typed).reset_index(drop=True), unknown
+
+
+def _refuse_contradictions(settings: Sequence[pd.DataFrame]) -> None:
+    """Refuse tables that say different settings of one run, whose ``run_id`` is their hash.
+
+    Raises
+    ------
+    ResultsError
+        Naming the run and the setting.
+    """
+    known = pd.concat([pd.DataFrame(), *settings])
+    again = known[known.index.duplicated(keep=False)]
+    kinds = again.groupby(level=0).nunique().gt(1)
+    for name in kinds.columns[kinds.any(axis=0)]:
+        run = str(kinds.index[kinds[name]][0])
+        values = ", ".join(map(str, again[name][again.index == run].dropna().unique()))
+        raise ResultsError(f"run {run} has {name} {values} in different tables: one was changed")
+
+
+def _typed(values: pd.Series) -> pd.Series:
+    """Give a setting's column the type all its values have in common."""
+    if values.dtype != object:
+        return values
+    kinds = {type(value) for value in values.dropna()}
+    for allowed, dtype in (({int}, "Int64"), ({int, float}, "Float64"), ({bool}, "boolean")):
+        if kinds and kinds <= allowed:
+            return values.astype(pd.api.types.pandas_dtype(dtype))
+    return values.astype("string")

@@ -1,0 +1,239 @@
+"""Records of any number of places -> typed tables, each run once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedbw_sweep.config.identity import SCHEMA_VERSION
+from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.find import Configs, find_records, read_settings
+from fedbw_sweep.records.schema import (
+    AXES,
+    NEVER_RECORDED,
+    PARTS,
+    PARTS_COLUMNS,
+    RESULTS_AND_SOURCE,
+    RESULTS_COLUMNS,
+    STATES,
+    STATUS,
+    TIMING,
+    TIMING_COLUMNS,
+)
+from fedbw_sweep.records.tables import (
+    load_alike,
+    load_messages,
+    load_rounds,
+    parse_csv,
+    read_whole_lines,
+)
+from fedbw_sweep.records.write import read_status
+
+
+@dataclass(frozen=True)
+class Records:
+    """What was read from any number of places, each run once.
+
+    Attributes
+    ----------
+    results : pandas.DataFrame
+        A row per run: its configuration, `RESULTS_COLUMNS`, then ``source``, where it was read.
+        Settings that are whole numbers in every run are Int64, other numbers Float64, truth values
+        boolean, all else string.
+    rounds : pandas.DataFrame
+        A row per run and round, `ROUNDS_COLUMNS`.
+    messages : pandas.DataFrame
+        A row per message: ``run_id``, then `MESSAGES_COLUMNS`. None of runs known only from a CSV.
+    timing : pandas.DataFrame
+        Wall-clock seconds of each run's rounds: ``run_id``, then `TIMING_COLUMNS`; as `messages`.
+    parts : pandas.DataFrame
+        Where the bytes of each run's last round are: ``run_id``, then `PARTS_COLUMNS`. None of runs
+        known only from a CSV, or recorded before there was ``parts.csv``.
+    configs : mapping of str to dict
+        The science config of each run that has a folder, by ``run_id``, as in ``config.yaml``.
+    environments : dict of str to dict
+        Versions and execution settings of each run that has a folder, by ``run_id``.
+    notes : list of str
+        What was odd but tolerated.
+    """
+
+    results: pd.DataFrame
+    rounds: pd.DataFrame
+    messages: pd.DataFrame
+    timing: pd.DataFrame
+    parts: pd.DataFrame
+    configs: Mapping[str, Mapping[str, Any]]
+    environments: Mapping[str, Mapping[str, Any]]
+    notes: list[str]
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """Return the results of every run found in `paths`; see `load_records`."""
+    return load_records(paths, messages=False).results
+
+
+def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = True) -> Records:
+    """Read runs from run folders, sweep folders, any folder above them, and ``results.csv`` files.
+
+    A run recorded in several places is taken once, a run folder before a CSV and a finished run
+    before a failed one. A folder without ``status.json`` is a run of status ``missing``.
+
+    Parameters
+    ----------
+    paths : path or iterable of paths
+        Where to look. The rounds of a run known only from a CSV are in the file beside it whose
+        name says ``rounds`` for ``results``.
+    messages : bool
+        Whether to read every run's ``messages.parquet`` as well, the largest of the files, and
+        ``timing.csv``.
+
+    Raises
+    ------
+    ResultsError
+        If a path does not exist or holds no run, a file was written by another schema version or
+        not by this program, or one run is recorded with different numbers in two places.
+    """
+    folders, tables = find_records([paths] if isinstance(paths, str | Path) else paths)
+    notes: list[str] = []
+    found = []
+    for table in tables:
+        try:
+            found.append(_read_csv_runs(table, notes))
+        except ResultsError as error:
+            if table.parent not in {folder.parent for folder in folders}:
+                raise
+            notes.append(f"{error}; read the run folders beside it instead")
+    environments, own, folder_of = {}, [], {}
+    for folder in folders:
+        row, environment = _read_run(folder, notes)
+        own.append(row)
+        folder_of[row["run_id"]] = folder
+        if environment is not None:
+            environments[row["run_id"]] = environment
+    rows = pd.concat([_results_frame(own), *(f[RESULTS_AND_SOURCE] for f in found)])
+    results = _each_run_once(rows.reset_index(drop=True), notes)
+    if results.empty:
+        raise ResultsError(f"{', '.join(map(str, [*folders, *tables]))}: holds no whole run")
+    configs = Configs(folder_of)
+    settings, unknown = read_settings(results["run_id"], found, configs)
+    for run, why in unknown.items():
+        notes.append(f"run {run}: its settings are unknown: {why}")
+        results.loc[results["run_id"] == run, ["status", "error"]] = ["missing", notes[-1]]
+    results = pd.concat([settings, results], axis=1)
+    results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
+    from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
+    return Records(
+        results,
+        load_rounds(from_folder, _finished_elsewhere(found, folders, results), notes),
+        load_messages(from_folder if messages else {}),
+        load_alike(from_folder if messages else {}, TIMING, TIMING_COLUMNS, notes),
+        load_alike(from_folder, PARTS, PARTS_COLUMNS, notes),
+        configs,
+        environments,
+        notes,
+    )
+
+
+def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a run folder's row of results and its environment."""
+    try:
+        status = read_status(folder)
+        reason = f"{NEVER_RECORDED}, or delete {folder}"
+    except ResultsError as error:
+        if "damaged" not in str(error):
+            raise
+        status, reason = None, str(error)
+        notes.append(reason)
+    if status is None:
+        run_id = folder.resolve().name
+        row = {"run_id": run_id, "status": "missing", "error": reason, "source": str(folder)}
+        return row, None
+    own = {key: status.get(key) for key in ("run_id", "status", "error", "schema_version")}
+    summary = status.get("summary") or {}
+    known = {name: value for name, value in summary.items() if name in RESULTS_COLUMNS}
+    return {**known, **own, "source": str(folder)}, status.get("environment") or {}
+
+
+def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows), columns=RESULTS_AND_SOURCE, dtype=object)
+    dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
+    try:
+        return table.astype({**dtypes, "source": "string"})
+    except (TypeError, ValueError) as error:
+        for row in rows if len(rows) > 1 else []:
+            _results_frame([row])
+        [row] = rows
+        raise ResultsError(f"{row['source']}/{STATUS} is damaged: {error}") from None
+
+
+def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
+    """Read a table of results, wherever it came from; its settings come first."""
+    table = parse_csv(path, read_whole_lines(path, notes), RESULTS_COLUMNS)
+    if lacking := [name for name in [*AXES, "seed"] if name not in table]:
+        raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
+    if table["run_id"].isna().any():
+        raise ResultsError(f"{path} has a run without run_id")
+    if not set(table["status"]) <= set(STATES):
+        raise ResultsError(f"{path} has a run whose status is none of {', '.join(STATES)}")
+    versions = set(table["schema_version"].dropna()) | (
+        {None} if table["schema_version"].isna().any() else set()
+    )
+    if versions - {SCHEMA_VERSION}:
+        listed = ", ".join(sorted(map(str, versions)))
+        raise ResultsError(
+            f"{path} has rows of schema version {listed}, this version reads {SCHEMA_VERSION}; "
+            "leave the others out or run them again"
+        )
+    again = int(table.duplicated().sum())
+    if again:
+        notes.append(f"{path}: {again} row(s) stand there twice; each counts once")
+    return table.drop_duplicates(ignore_index=True).assign(source=str(path))
+
+
+def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Keep the best record of each run.
+
+    Raises
+    ------
+    ResultsError
+        If a run was finished twice with different numbers.
+    """
+    rank = rows["status"].map({"done": 0, "failed": 1}).fillna(2)
+    rows = rows.iloc[rank.argsort(kind="stable")]
+    again = rows.duplicated("run_id")
+    first = rows[~again].set_index("run_id")
+    other = rows[again & (rows["status"] == "done")]
+    kept = first.loc[other["run_id"]].reset_index()
+    other = other.reset_index(drop=True)
+    for name in RESULTS_COLUMNS:
+        equal = (other[name] == kept[name]).fillna(False) | (other[name].isna() & kept[name].isna())
+        if not equal.all():
+            at = int((~equal).to_numpy().argmax())
+            raise ResultsError(
+                f"run {kept['run_id'][at]} has {name} {kept[name][at]} in {kept['source'][at]} and "
+                f"{other[name][at]} in {other['source'][at]}: leave one of them out"
+            )
+    superseded = rows[again & (rows["status"] == "failed")]
+    for run, source in superseded[["run_id", "source"]].itertuples(index=False):
+        if first.loc[run, "status"] == "done":
+            notes.append(f"run {run} failed in {source} and is done in {first.loc[run, 'source']}")
+    return rows[~again].reset_index(drop=True)
+
+
+def _finished_elsewhere(
+    tables: Iterable[pd.DataFrame], folders: Iterable[Path], results: pd.DataFrame
+) -> dict[Path, set[str]]:
+    """Return the runs that tables other than those beside the run folders have as they count."""
+    beside = {folder.parent for folder in folders}
+    status = dict(zip(results["run_id"], results["status"], strict=True))
+    found = {}
+    for table in tables:
+        for source, rows in table.groupby("source"):
+            if Path(str(source)).parent not in beside:
+                counts = rows["status"] == rows["run_id"].map(status)
+                found[Path(str(source))] = set(rows.loc[counts, "run_id"])
+    return found

@@ -1,0 +1,139 @@
+"""The files of a record: their names, columns, types and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+RESULTS, ROUNDS = "results.csv", "rounds.csv"
+
+
+CONFIG, MESSAGES, PARTS = "config.yaml", "messages.parquet", "parts.csv"
+
+
+TIMING, STATUS = "timing.csv", "status.json"
+
+
+AXES = ("compression", "num_clients", "fraction_fit", "rounds", "local_epochs")
+"""The five axes of a sweep: the first columns and the order of the rows of ``results.csv``."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's pandas dtype and what it means, with its unit."""
+
+    dtype: str
+    meaning: str
+
+
+RESULTS_COLUMNS: Mapping[str, Column] = {
+    "run_id": Column("string", "hash of the run's science config and the schema version"),
+    "status": Column("string", "done or failed; missing if nothing was recorded"),
+    "error": Column("string", "why a failed run failed, or nothing was recorded"),
+    "clients_per_round": Column("Int64", "clients sampled each round: max(1, floor(f x n))"),
+    "model_parameters": Column("Int64", "coordinates of the vector that travels"),
+    "frozen_parameters": Column("Int64", "parameters that neither train nor travel in updates"),
+    "dense_message_bytes": Column("Int64", "payload bytes of one message sent dense in fp32"),
+    "uplink_bytes": Column("Int64", "payload bytes, clients to server, all rounds"),
+    "downlink_bytes": Column("Int64", "payload bytes, server to clients, all rounds"),
+    "total_bytes": Column("Int64", "payload bytes in both directions"),
+    "frozen_bytes": Column(
+        "Int64", "of downlink_bytes, frozen parameters in first messages (initial_model=sent)"
+    ),
+    "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
+    "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
+    "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
+    "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
+    "uplink_ratio": Column("Float64", "compression ratio: dense_uplink_bytes / uplink_bytes"),
+    "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
+    "total_ratio": Column("Float64", "dense bytes in both directions / total_bytes"),
+    "bits_per_coordinate": Column(
+        "Float64", "mean uplink payload bits per coordinate of an update"
+    ),
+    "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
+    "prediction": Column(
+        "string",
+        "exact (methods of fixed size), or estimate: and its basis",
+    ),
+    "initial_loss": Column("Float64", "held-out loss before training, nats per token"),
+    "loss": Column("Float64", "held-out loss after the last round, nats per token"),
+    "perplexity": Column("Float64", "exp(loss)"),
+    "bits_per_byte": Column("Float64", "held-out loss in bits per UTF-8 byte of text"),
+    "model_hash": Column("string", "SHA-256 of the final model's arrays"),
+    "schema_version": Column("Int64", "version of the recorded files"),
+}
+"""Columns of ``results.csv`` beside the run's configuration, which `config_columns` names."""
+
+
+ROUNDS_COLUMNS: Mapping[str, Column] = {
+    "run_id": Column("string", "the run, as in results.csv"),
+    "round": Column("Int64", "communication round; 0 is the initial model"),
+    "loss": Column("Float64", "held-out loss after the round, nats per token"),
+    "perplexity": Column("Float64", "exp(loss)"),
+    "bits_per_byte": Column("Float64", "held-out loss in bits per UTF-8 byte of text"),
+    "train_loss": Column("Float64", "clients' mean training loss in the round, nats per token"),
+    "clients": Column("Int64", "clients that trained"),
+    "uplink_bytes": Column("Int64", "payload bytes, clients to server"),
+    "downlink_bytes": Column("Int64", "payload bytes, server to clients"),
+    "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
+    "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
+    "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
+    "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
+    "uplink_ratio": Column("Float64", "dense_uplink_bytes / uplink_bytes"),
+    "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
+    "predicted_bytes": Column("Int64", "the seed's formula for both directions' payload bytes"),
+    "cumulative_uplink_bytes": Column("Int64", "uplink_bytes of this and all earlier rounds"),
+    "cumulative_bytes": Column("Int64", "payload bytes of both directions up to this round"),
+}
+
+
+MESSAGES_COLUMNS: Mapping[str, Column] = {
+    "round": Column("int64", "communication round, from 1"),
+    "client": Column("int64", "the client's number, from 0"),
+    "direction": Column("string", "downlink (server to client) or uplink"),
+    "payload_bytes": Column("int64", "the encoded model or update"),
+    "message_bytes": Column("int64", "all that Flower counts in the message"),
+    "dense_bytes": Column("int64", "the same arrays sent dense in fp32"),
+    "frozen_bytes": Column("int64", "of payload_bytes, frozen parameters"),
+}
+
+
+PARTS_COLUMNS: Mapping[str, Column] = {
+    "tensor": Column("string", "the model's name of it; (all) if no tensor's in particular"),
+    "part": Column(
+        "string",
+        "values, indices (positions), tables (scales, probabilities), factors (of low rank), frame "
+        "(and seeds), or exact (not floating point)",
+    ),
+    "bytes": Column("Int64", "payload bytes, clients to server, of the last round's updates"),
+}
+
+
+TIMING_COLUMNS: Mapping[str, Column] = {
+    "round": Column("int64", "communication round; 0 is the initial evaluation"),
+    "round_seconds": Column("float64", "wall-clock seconds since the previous row"),
+    "evaluate_seconds": Column("float64", "of which the held-out loss"),
+    "train_seconds": Column("float64", "clients' training, summed over clients"),
+    "encode_seconds": Column("float64", "clients' encoding, summed over clients"),
+    "decode_seconds": Column("float64", "the server's decoding of the round's updates"),
+}
+
+
+NEVER_RECORDED = "was announced but never recorded: run the sweep again"
+
+
+STATES = "done", "failed", "missing"
+
+
+ARROW = {
+    "Int64": pa.int64(),
+    "Float64": pa.float64(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+}
+
+RESULTS_AND_SOURCE = [*RESULTS_COLUMNS, "source"]
+"""The columns of a record read from anywhere, beside its settings."""

@@ -1,0 +1,142 @@
+"""A run's folder: announced, then written whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from csv import DictWriter
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from fedbw_sweep.config.identity import SCHEMA_VERSION
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.schema import (
+    ARROW,
+    CONFIG,
+    MESSAGES,
+    MESSAGES_COLUMNS,
+    PARTS,
+    PARTS_COLUMNS,
+    ROUNDS,
+    ROUNDS_COLUMNS,
+    STATES,
+    STATUS,
+    TIMING,
+    TIMING_COLUMNS,
+)
+
+
+@dataclass
+class RunRecord:
+    """What one run leaves, filled in as it goes; `write` puts it on disk.
+
+    Attributes
+    ----------
+    status, error
+        How it ended, and why if it failed.
+    summary
+        Values of `RESULTS_COLUMNS`.
+    rounds, messages, parts, timing
+        Rows of the files of the same names.
+    environment
+        Versions and execution settings: recorded, but no part of the results.
+    """
+
+    config: RunConfig
+    status: Literal["done", "failed"] = "failed"
+    error: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, sweep_dir: Path) -> None:
+        """Write the run folder beside its final place and rename it there, ``status.json`` last."""
+        folder = Path(mkdtemp(prefix=f".{self.config.run_id}-", dir=sweep_dir))
+        try:
+            text = yaml.dump(self.config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+            own = [name for name in ROUNDS_COLUMNS if name != "run_id"]
+            _write_csv(self.rounds, own, folder / ROUNDS)
+            _write_csv(self.parts, PARTS_COLUMNS, folder / PARTS)
+            _write_csv(self.timing, TIMING_COLUMNS, folder / TIMING)
+            types = pa.schema([(n, ARROW[c.dtype]) for n, c in MESSAGES_COLUMNS.items()])
+            pq.write_table(pa.Table.from_pylist(self.messages, types), folder / MESSAGES)
+            status = {
+                "schema_version": SCHEMA_VERSION,
+                "run_id": self.config.run_id,
+                "status": self.status,
+                "error": self.error,
+                "summary": self.summary,
+                "environment": self.environment,
+            }
+            text = json.dumps(status, indent=2)
+            (folder / STATUS).write_text(text + "\n", encoding="utf-8")
+            folder.chmod(0o755)
+            final = sweep_dir / self.config.run_id
+            if final.exists():  # an earlier attempt that failed
+                shutil.rmtree(final)
+            folder.rename(final)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _write_csv(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], path: Path) -> None:
+    """Write rows as they are; only to build a table of them takes longer than all the rest."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """Return a run folder's ``status.json``, or None if the run never got that far."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ResultsError(f"{folder / STATUS} is damaged: {error}; delete {folder}") from None
+        written_by = status.get("schema_version") if isinstance(status, dict) else None
+        if written_by != SCHEMA_VERSION:
+            raise ResultsError(
+                f"{folder} has schema version {written_by}, this version reads "
+                f"{SCHEMA_VERSION}; use another sweep folder (sweep=<name>)"
+            )
+        ended = status.get("status") in STATES and isinstance(status.get("run_id"), str)
+        if not ended or not isinstance(status.get("summary") or {}, dict):
+            raise ResultsError(
+                f"{folder / STATUS} is damaged: no run_id, status or summary; delete {folder}"
+            )
+        return dict(status)
+    return None
+
+
+def announce(configs: Iterable[RunConfig], sweep_dir: Path) -> None:
+    """Leave a folder with only ``config.yaml`` for each run to do.
+
+    Without it, a run whose process is killed would be missing without a trace.
+    """
+    for config in configs:
+        folder = sweep_dir / config.run_id
+        with suppress(FileExistsError):
+            folder.mkdir()
+            text = yaml.dump(config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
+            (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def is_done(config: RunConfig, sweep_dir: Path) -> bool:
+    """Whether the run is recorded as done, so that nothing is left to do."""
+    status = read_status(sweep_dir / config.run_id)
+    return status is not None and status["status"] == "done"

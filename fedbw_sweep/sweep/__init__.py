@@ -1,0 +1,1 @@
+"""The runs of a command: expanded, checked, done, shown."""

@@ -1,0 +1,1 @@
+"""What happens to a model in one process: local steps and evaluation."""
