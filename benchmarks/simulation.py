@@ -86,8 +86,8 @@ def train_forever(requests: Connection, overrides: tuple[str, ...]) -> None:
     And with the sum of the weights, and the seconds spent training.
     """
     from fedbw_sweep.data.tokens import windows
+    from fedbw_sweep.federation.shared import federated_text
     from fedbw_sweep.model import build, vector
-    from fedbw_sweep.sweep.run import federated_text
     from fedbw_sweep.training import process
 
     process.prepare_process()
@@ -112,7 +112,7 @@ class Floor:
     """Two processes that share the clients of each round evenly; this one averages, evaluates."""
 
     def __init__(self, *overrides: str) -> None:
-        from fedbw_sweep.sweep.run import federated_text
+        from fedbw_sweep.federation.shared import federated_text
         from fedbw_sweep.training import process
 
         spawn = multiprocessing.get_context("spawn")
@@ -167,12 +167,12 @@ class Engine:
     """Runs in this process, on Ray workers that stay."""
 
     def __init__(self, *overrides: str) -> None:
-        from fedbw_sweep.backends import simulation
+        from fedbw_sweep.backends.base import backend_of, set_verbosity
 
-        simulation.set_verbosity(False)
+        set_verbosity(False)
         self.config = compose(*overrides)
         self.folder = Path(tempfile.mkdtemp())
-        simulation.start(self.config)
+        backend_of(self.config.backend).start(self.config)
 
     def again(self, number: int) -> dict[str, float]:
         """Do a run that starts from the same model as the others, but is none of them."""
@@ -193,11 +193,12 @@ class Engine:
 
 def echo(*overrides: str) -> Callable[[int], None]:
     """Return a run in which ten clients send back 56 MB three times, and the server sums."""
-    from flwr.app import Array, ArrayRecord, Message, RecordDict
+    from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
-    from fedbw_sweep.backends.simulation import simulate
+    from fedbw_sweep.backends.flower import simulate
+    from fedbw_sweep.backends.ray.grid import RayGrid
     from fedbw_sweep.training.process import prepare_process
 
     prepare_process()
@@ -225,7 +226,13 @@ def echo(*overrides: str) -> Callable[[int], None]:
             arrays = record((total / len(nodes)).tobytes())
         assert total[0] == len(nodes)
 
-    return lambda seed: simulate(config, server, client)
+    def run(seed: int) -> None:
+        if config.backend.name == "flower":
+            simulate(config, server, client)
+        else:
+            server(RayGrid.of(config, client), Context(0, 0, {}, RecordDict(), {}))
+
+    return run
 
 
 # --- Peers, where installed ----------------------------------------------------------------------
@@ -381,26 +388,27 @@ def stages(*arguments: str) -> None:
         setattr(place, name, stamped)
 
     from fedbw_sweep.__main__ import main
-    from fedbw_sweep.sweep import launcher as sweep
+    from fedbw_sweep.backends.ray.backend import RayBackend
+    from fedbw_sweep.sweep import launcher
 
     ended("Python, Hydra and pandas are imported")
-    prepare, start = sweep._prepare, sweep._start
+    prepare, start = launcher._prepare, RayBackend.start
 
     def checked(*args: Any, **kwargs: Any) -> None:
         ended("the config is composed and validated")
         prepare(*args, **kwargs)
         ended("the text is read and split, and the model built")
 
-    def started(config: Any) -> None:
-        start(config)
+    def started(self: RayBackend, config: Any) -> None:
+        start(self, config)
         ended("torch, transformers and Flower are imported, and Ray has started meanwhile")
-        from fedbw_sweep.federation.strategy import Metered
-        from fedbw_sweep.sweep import run
+        from fedbw_sweep.federation import job
+        from fedbw_sweep.federation.server import Server
 
-        stamp(run._Evaluator, "__call__", "the model is evaluated")
-        stamp(Metered, "_content", FIRST_STEP)
+        stamp(job, "heldout_loss", "the model is evaluated")
+        stamp(Server, "_receive", FIRST_STEP)
 
-    sweep._prepare, sweep._start = checked, started
+    launcher._prepare, RayBackend.start = checked, started  # type: ignore[method-assign]
     folder = tempfile.TemporaryDirectory()
     sys.argv[1:] = [*arguments, *(f"{key}={folder.name}" for key in FOLDERS)]
     # As the first that is registered it is the last that is done.

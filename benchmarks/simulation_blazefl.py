@@ -41,8 +41,8 @@ from torch import nn
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import windows
+from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model import build
-from fedbw_sweep.sweep.run import federated_text
 from fedbw_sweep.training import evaluation, process
 
 

@@ -20,8 +20,8 @@ import torch
 from simulation import JOB_A, WORKERS, Parts, apart, compose, train_client
 
 from fedbw_sweep.data.tokens import windows
+from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model import build
-from fedbw_sweep.sweep.run import federated_text
 from fedbw_sweep.training import evaluation, process
 
 if "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -14,3 +14,10 @@ os.environ.setdefault("RAY_max_io_workers", "1")
 # What is no longer held is freed at once, not up to a second later: its memory, which every process
 # has touched, is the next message's.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine has in a container or a Slurm job."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -108,7 +108,7 @@ def formula(config: RunConfig, prediction: Prediction) -> str:
     text = f"({differ}{down:,} B + {about}{up:,} B) x {clients} x {config.rounds}"
     if frozen := sum(prediction.frozen_bytes):
         text += f" + {frozen:,} B that are frozen, once to each client"
-    if lost := prediction.models_sent - prediction.updates_received:
+    if lost := sum(prediction.sent) - sum(prediction.received):
         text += f" - {lost:,} x {about}{up:,} B that drop out"
     return f"{text} = {about}{in_all_units(prediction.total_bytes)}"
 
@@ -200,10 +200,18 @@ def _show(cells: list[Cell]) -> None:
         output.print(escape(describe(network)), soft_wrap=True)
 
 
+def _why_unknown(config: RunConfig) -> str:
+    if not config.sampler().known:
+        return (
+            f"unknown: sampling={config.sampling.name} goes by the clients' text, not loaded here"
+        )
+    return "unknown: run it once, or give the method expected_bytes"
+
+
 def _numbers(cell: Cell) -> tuple[str, ...]:
     predicted, seconds = cell.prediction, cell.round_seconds
     if predicted is None or seconds is None:
-        return *["-"] * 5, "unknown: run it once, or give the method expected_bytes"
+        return *["-"] * 5, _why_unknown(cell.config)
     sizes = predicted.uplink_bytes, predicted.downlink_bytes, predicted.total_bytes
     return (
         *(f"{size / MB:,.2f}" for size in sizes),

@@ -72,12 +72,12 @@ def execute(
     """Do a small run in this process and return its record."""
     from fedbw_sweep.sweep import run
 
-    from .local import Tamper, simulator
+    from .local import LocalBackend, Tamper
 
     def do(
         *overrides: str, order: int = 0, tamper: Tamper = lambda reply: reply, folder: str = "s"
     ) -> Any:
-        monkeypatch.setattr(run, "simulate", simulator(order, tamper))
+        monkeypatch.setattr(run, "backend_of", LocalBackend(order, tamper))
         (tmp_path / folder).mkdir(exist_ok=True)
         return run.execute(run_config(*SMALL, *overrides), tmp_path / folder)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.config.groups import BackendConfig
+from fedbw_sweep.federation.client import client_app
+from fedbw_sweep.federation.job import Job, Sink, server_app
 
 Tamper = Callable[[Message], Message | None]
 
@@ -54,12 +56,18 @@ class LocalGrid(Grid):
         return [reply for reply in replies if reply is not None]
 
 
-def simulator(order: int = 0, tamper: Tamper = lambda reply: reply) -> Callable[..., None]:
-    """Return a stand-in for `simulate`; `order` seeds node ids and the order of replies."""
+class LocalBackend:
+    """A backend in this process, without Ray; `order` seeds node ids and the order of replies."""
 
-    def simulate(config: RunConfig, server_app: ServerApp, client_app: ClientApp) -> None:
+    def __init__(self, order: int = 0, tamper: Tamper = lambda reply: reply) -> None:
+        self.order, self.tamper = order, tamper
+
+    def __call__(self, config: BackendConfig) -> LocalBackend:
+        """Stand in for `backend_of`."""
+        return self
+
+    def run(self, job: Job, sink: Sink) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 0, 1
-        grid = LocalGrid(config.num_clients, client_app, random.Random(order), tamper)
-        server_app(grid, Context(0, 0, {}, RecordDict(), {}))
-
-    return simulate
+        clients = job.config.num_clients
+        grid = LocalGrid(clients, client_app(job), random.Random(self.order), self.tamper)
+        server_app(job, sink)(grid, Context(0, 0, {}, RecordDict(), {}))

@@ -20,7 +20,7 @@ from fedbw_sweep.sweep import run
 from fedbw_sweep.sweep.grid import Composer
 
 from .conftest import ROOT, config_of
-from .local import simulator
+from .local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def test_every_command_names_its_own_runs(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_smoke(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last cell of every command: a tiny model, two clients, two rounds, a step in each."""
-    monkeypatch.setattr(run, "simulate", simulator())
+    monkeypatch.setattr(run, "backend_of", LocalBackend())
     short: dict[str, RunConfig] = {}
     model = config_of("model=tiny").model
     for config in (configs[-1] for configs in cells(experiment)):

@@ -101,10 +101,10 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
         }
 
     assert users("constriction") == {"compression/entropy.py"}
-    ray = {f"backends/ray/{name}.py" for name in ("broker", "grid", "node")}
-    assert users("ray") == {*ray, "backends/simulation.py"}
+    ray = {f"backends/ray/{name}.py" for name in ("cluster", "grid", "node")}
+    assert users("ray") == ray
     assert users("flwr.supercore") == {"backends/ray/grid.py"}
-    assert users("flwr.simulation") == {"backends/simulation.py"}
+    assert users("flwr.simulation") == {"backends/flower.py"}
 
 
 LIGHT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +11,14 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fedbw_sweep import __main__ as cli
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.sweep import launcher as sweep
 from fedbw_sweep.sweep import run
 
 from .conftest import SMALL
-from .local import simulator
+from .local import LocalBackend
 
 
 @pytest.fixture
@@ -25,12 +28,19 @@ def command(
     """Run the command line in this process; return its exit code and everything it printed."""
     trained = []
 
-    def train(*args: object) -> None:
-        trained.append(args)
-        simulator()(*args)
+    class Backend(LocalBackend):
+        def start(self, config: RunConfig) -> None:
+            """Nothing is to start."""
 
-    monkeypatch.setattr(run, "simulate", train)
-    monkeypatch.setattr(sweep, "_start", lambda config: None)
+        def runs_at_a_time(self, configs: Sequence[RunConfig]) -> int:
+            return 1
+
+        def run(self, job: Job, sink: Sink) -> None:
+            trained.append(job)
+            super().run(job, sink)
+
+    monkeypatch.setattr(run, "backend_of", Backend())
+    monkeypatch.setattr(sweep, "backend_of", Backend())
     monkeypatch.setattr(sweep, "_command", sweep._Command())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

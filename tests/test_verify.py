@@ -14,7 +14,7 @@ from fedbw_sweep import verify
 from fedbw_sweep.sweep import run as run_module
 
 from .conftest import SMALL, config_of
-from .local import simulator
+from .local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run's folder; it is not to be changed."""
     folder = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "simulate", simulator())
+        patch.setattr(run_module, "backend_of", LocalBackend())
         config = config_of(*SMALL, "compression=topk")
         assert run_module.execute(config, folder).error is None
     return folder / config.run_id
@@ -35,7 +35,7 @@ def run(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A copy of the run; whatever does it again answers in another order."""
     import shutil
 
-    monkeypatch.setattr(run_module, "simulate", simulator(order=7))
+    monkeypatch.setattr(run_module, "backend_of", LocalBackend(order=7))
     return Path(shutil.copytree(recorded, tmp_path / recorded.name))
 
 

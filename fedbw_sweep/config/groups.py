@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import inf
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.config.section import CONF, Choice, Section
@@ -74,21 +76,28 @@ class CompressionConfig(Choice):
         return built
 
 
+def _setting(value: object) -> bool | float:
+    """Check a parameter of a server optimizer: its loc in an error is then the key alone."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, int | float) or not 0 <= value < inf:
+        raise PydanticCustomError("setting", "must be a number of at least 0, or true or false")
+    return float(value)
+
+
 class ServerConfig(Choice):
-    """What the server makes of the mean update: a Flower strategy and its parameters."""
+    """What the server makes of the mean update: a `torch.optim.Optimizer` and its parameters."""
 
-    FRACTIONS: ClassVar[frozenset[str]] = frozenset(
-        {"beta_1", "beta_2", "momentum", "server_momentum"}
-    )
+    FRACTIONS: ClassVar[frozenset[str]] = frozenset({"beta_1", "beta_2", "momentum"})
 
-    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    __pydantic_extra__: dict[str, Annotated[bool | float, BeforeValidator(_setting)]]
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         for name, value in self.parameters.items():
             if name in self.FRACTIONS and value >= 1:
                 raise ConfigError(f"server.{name}", value, "must be in [0, 1)")
-            if name not in self.FRACTIONS and value == 0:
+            if name not in self.FRACTIONS and value == 0 and value is not False:
                 raise ConfigError(f"server.{name}", value, "must be above 0")
         return self
 

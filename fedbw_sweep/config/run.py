@@ -21,6 +21,7 @@ from fedbw_sweep.config.groups import (
 from fedbw_sweep.config.identity import science_id
 from fedbw_sweep.config.section import Choice, Section
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
 
 EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "verbose"})
 """Top-level keys that say how a run is executed and change nothing in its results."""
@@ -40,7 +41,9 @@ class RunConfig(Section):
     proximal_mu: float = Field(ge=0, allow_inf_nan=False, description="at least 0")
     upload: Literal["update", "weights"] = Field(description="what clients encode and send")
     seed: int = Field(ge=0, description="at least 0")
+    evaluate_every: int = Field(ge=1, description="rounds, at least 1")
     clients: ClientsConfig
+    sampling: Choice
     compression: CompressionConfig
     downlink: CompressionConfig
     optimizer: Choice
@@ -62,6 +65,7 @@ class RunConfig(Section):
         config = super().from_dict(values)
         config.compression.build()
         config.downlink.build("downlink")
+        config.sampler()
         if config.upload == "weights" and config.compression.error_feedback:
             raise ConfigError(
                 "upload",
@@ -75,6 +79,26 @@ class RunConfig(Section):
     def clients_per_round(self) -> int:
         """``max(1, floor(fraction_fit * num_clients))``, exact: 0.29 of 100 is 29."""
         return max(1, floor(Fraction(repr(self.fraction_fit)) * self.num_clients))
+
+    def sampler(self, sizes: Numbers | None = None) -> Sampler:
+        """Return who is sampled in each round.
+
+        Parameters
+        ----------
+        sizes : ndarray of int64, shape (num_clients,), optional
+            Training sequences of each client, where they are known.
+
+        Raises
+        ------
+        ConfigError
+            If ``sampling`` names no sampling rule, or one that refuses its parameters.
+        """
+        rule = self.sampling.instantiate("sampling")
+        if not isinstance(rule, SamplingRule):
+            raise ConfigError("sampling._target_", self.sampling.target, "must be a SamplingRule")
+        return Sampler(
+            rule, self.seed, self.num_clients, self.clients_per_round, self.clients.dropout, sizes
+        )
 
     @property
     def science(self) -> dict[str, Any]:

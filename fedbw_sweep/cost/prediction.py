@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedbw_sweep.compression.base import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
-from fedbw_sweep.cost.downlink import expected_update_bytes, update_bytes_sent
-from fedbw_sweep.sampling import dropped_out, sample_clients
+from fedbw_sweep.cost.downlink import first_messages, update_bytes_sent
+from fedbw_sweep.sampling import Numbers
 
 MEASURED_BITS = PACKAGE / "assets" / "bits.csv"
 """Bits per coordinate, measured as by the codec bench.
@@ -40,10 +37,8 @@ class Prediction:
         Payload of all messages down in each round, without what is frozen.
     update_bytes : int
         Payload of one message up.
-    clients_per_round : int
-        Messages down in each round.
-    updates_received : int
-        Messages up in all rounds; fewer than down where clients drop out.
+    sent, received : tuple of int
+        Messages down and up in each round; fewer come up where clients drop out.
     frozen_bytes : tuple of int
         Payload of what is frozen, in all messages down of each round.
     basis : str
@@ -52,20 +47,15 @@ class Prediction:
 
     model_bytes: tuple[int, ...]
     update_bytes: int
-    clients_per_round: int
-    updates_received: int
+    sent: tuple[int, ...]
+    received: tuple[int, ...]
     frozen_bytes: tuple[int, ...]
     basis: str
 
     @property
-    def models_sent(self) -> int:
-        """Messages down in all rounds."""
-        return self.clients_per_round * len(self.model_bytes)
-
-    @property
     def mean_model_bytes(self) -> int:
         """Payload of one message down, in the mean over rounds."""
-        return round(sum(self.model_bytes) / max(1, self.models_sent))
+        return round(sum(self.model_bytes) / max(1, sum(self.sent)))
 
     @property
     def downlink_bytes(self) -> int:
@@ -75,7 +65,7 @@ class Prediction:
     @property
     def uplink_bytes(self) -> int:
         """Payload bytes, clients to server, all rounds."""
-        return self.update_bytes * self.updates_received
+        return self.update_bytes * sum(self.received)
 
     @property
     def total_bytes(self) -> int:
@@ -86,12 +76,13 @@ class Prediction:
         """
         return self.downlink_bytes + self.uplink_bytes
 
-    def round_bytes(self, server_round: int, updates: int) -> int:
-        """Payload bytes in both directions of a round with so many messages up."""
+    def round_bytes(self, server_round: int) -> int:
+        """Payload bytes in both directions of a round; none in round 0."""
         if server_round == 0:
             return 0
         this = server_round - 1
-        return self.model_bytes[this] + self.frozen_bytes[this] + updates * self.update_bytes
+        up = self.received[this] * self.update_bytes
+        return self.model_bytes[this] + self.frozen_bytes[this] + up
 
 
 def predict(
@@ -99,12 +90,14 @@ def predict(
     layout: Layout,
     frozen_bytes: int = 0,
     recorded: tuple[int, str] | None = None,
+    sizes: Numbers | None = None,
 ) -> Prediction | None:
     """Predict a run's payload from its config and the shapes of what travels.
 
     Takes no longer for a million clients than for one, and none of the model's weights. Only where
-    it matters which clients they are are the run's own draws made: where some drop out, where what
-    is frozen is sent to each once, and where updates of fixed size are sent down.
+    it matters which clients they are are the run's own cohorts drawn: where some drop out or are
+    drawn by their sizes, where what is frozen is sent to each once, and where updates are sent
+    down.
 
     Parameters
     ----------
@@ -115,38 +108,37 @@ def predict(
         Payload bytes of what is frozen; they count if first messages carry it.
     recorded : tuple of int and str, optional
         Bytes of one update of such runs, and where they are recorded: the basis of an estimate.
+    sizes : ndarray of int64, shape (num_clients,), optional
+        Training sequences of each client, where they are known.
 
     Returns
     -------
     Prediction or None
-        None where nothing is known of a method's size.
+        None where nothing is known of a method's size, or of which clients a rule samples.
     """
     name = config.model.name
     up = _payload(config.compression, config.upload == "update", name, layout, recorded)
     down = _payload(config.downlink, not config.downlink.codes_weights, name, layout, None)
-    if up is None or down is None:
+    sampler = config.sampler(sizes)
+    if up is None or down is None or not sampler.known:
         return None
-    sampled, dropout = config.clients_per_round, config.clients.dropout
-    models = (sampled * down[0],) * config.rounds
+    sends_frozen = frozen_bytes > 0 and config.initial_model == "sent"
+    sends_updates = not config.downlink.codes_weights
+    sent = received = (config.clients_per_round,) * config.rounds
+    models, frozen = tuple(n * down[0] for n in sent), (0,) * config.rounds
+    if sends_frozen or sends_updates or config.clients.dropout or sampler.rule.needs_sizes:
+        cohorts = list(sampler.cohorts(config.rounds))
+        sent = tuple(map(len, cohorts))
+        received = tuple(len(cohort.replying) for cohort in cohorts)
+        models = tuple(n * down[0] for n in sent)
+        if sends_updates:
+            models = update_bytes_sent(config, layout, cohorts, down[0] - layout.exact_bytes)
+        if sends_frozen:
+            first = first_messages(config.num_clients, cohorts)
+            frozen = tuple(frozen_bytes * n for n in first)
     of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} (the way down)"
-    if not config.downlink.codes_weights:
-        update = down[0] - layout.exact_bytes
-        if down[1] == EXACT:
-            models = tuple(update_bytes_sent(config, layout, update))
-        else:
-            mean = expected_update_bytes(config, layout, update)
-            models = tuple(sampled * each for each in mean)
-            of_the_way_down += ", sent to clients that have missed rounds in the mean"
-    lost = sum(
-        int(dropped_out(config.seed, server_round, sampled, dropout).sum())
-        for server_round in range(1, config.rounds + 1 if dropout else 1)
-    )
-    frozen = (0,) * config.rounds
-    if frozen_bytes and config.initial_model == "sent":
-        first = first_messages(config.seed, config.num_clients, sampled, config.rounds, dropout)
-        frozen = tuple((frozen_bytes * first).tolist())
     basis = "; ".join(dict.fromkeys(b for b in (up[1], of_the_way_down) if b != EXACT)) or EXACT
-    return Prediction(models, up[0], sampled, sampled * config.rounds - lost, frozen, basis)
+    return Prediction(models, up[0], sent, received, frozen, basis)
 
 
 def _payload(
@@ -235,24 +227,3 @@ def _measured(choice: str) -> list[tuple[str, dict[str, Any], float]]:
         [(_, config)] = CompressionConfig.expand(row["method"])
         measured.append((row["model"], config.parameters, float(row["bits"])))
     return measured
-
-
-def first_messages(
-    run_seed: int, num_clients: int, clients_per_round: int, rounds: int, dropout: float
-) -> NDArray[np.int64]:
-    """Count the messages to clients that have never replied: those that carry what is sent once.
-
-    Returns
-    -------
-    ndarray of int64, shape (rounds,)
-        In each round; exact, since the clients are drawn here as the server draws them.
-    """
-    replied = np.zeros(num_clients, bool)
-    counts = np.zeros(rounds, np.int64)
-    for index in range(rounds):
-        clients, dropped = sample_clients(
-            run_seed, index + 1, num_clients, clients_per_round, dropout
-        )
-        counts[index] = np.count_nonzero(~replied[clients])
-        replied[clients[~dropped]] = True
-    return counts

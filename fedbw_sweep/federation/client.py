@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -13,12 +13,11 @@ from torch import nn
 
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
-from fedbw_sweep.config.groups import ModelConfig, TrainableConfig
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.config.section import Section
 from fedbw_sweep.data.tokens import ClientTokens, windows
 from fedbw_sweep.errors import FedbwError, PayloadError
 from fedbw_sweep.federation.downlink import rebuild
+from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.ledger import METRICS, ClientAppCallable, metering_mod
 from fedbw_sweep.federation.packing import (
     ARRAYS,
@@ -32,32 +31,33 @@ from fedbw_sweep.federation.packing import (
     unpack,
     unpack_state,
 )
-from fedbw_sweep.model.trainable import build_trainable
-from fedbw_sweep.model.vector import layout_of, read_arrays, read_frozen, write_arrays
+from fedbw_sweep.federation.shared import federated_text, initial_vector, worker_model
+from fedbw_sweep.model.vector import read_arrays, read_frozen, write_arrays
 from fedbw_sweep.seeding import rng_for
 from fedbw_sweep.training.local import train
-from fedbw_sweep.training.process import pick_device, prepare_process
 
 CLIENT_FAILED = 1
 """Error code of a reply that carries a client's own reason."""
 
 
-def client_app(run_config: str, text: ClientTokens) -> ClientApp:
+def client_app(job: Job, tokens: ClientTokens | None = None) -> ClientApp:
     """Build the ClientApp of one run.
 
     Parameters
     ----------
-    run_config : str
-        The `RunConfig` as JSON: what crosses process boundaries stays small and plain.
-    text : ClientTokens
-        Every client's training tokens.
+    job : Job
+        The run.
+    tokens : ClientTokens, optional
+        Every client's training tokens, where the backend hands them out; else the process that
+        the app runs in loads the configured text.
     """
     app = ClientApp(mods=[reporting_mod, metering_mod])
 
     @app.train()
     def fit(message: Message, context: Context) -> Message:
-        config = RunConfig.model_validate_json(run_config)
-        model, layout = workplace(config)
+        config = job.config
+        text = federated_text(config).clients if tokens is None else tokens
+        model, layout = worker_model(config)
         compressor = config.compression.build()
         instruction = message.content.config_records[CONFIG]
         client, server_round = int(instruction[CLIENT]), int(instruction[ROUND])  # type: ignore[arg-type]
@@ -114,17 +114,10 @@ def _receive(
     if (held := context.state.array_records.get("model")) is not None:
         model = np.asarray(unpack_state(held)["model"], np.float32)
     elif config.initial_model == "known":
-        model = _initial(model_choice(config))
+        model = initial_vector(config)
     received = rebuild(payload, model, compressor, layout)
     context.state["model"] = pack_state({"model": received})
     return received, bytes(exact)
-
-
-@lru_cache(maxsize=2)
-def _initial(choice: str) -> FloatVector:
-    """Return what travels of the model that every client has before its first message."""
-    config = ModelChoice.model_validate_json(choice)
-    return read_arrays(build_trainable(config.model, config.trainable, config.seed))[0]
 
 
 def _encode(
@@ -144,45 +137,13 @@ def _encode(
     return payload
 
 
-class ModelChoice(Section):
-    """What of a run's config its model, as built, depends on."""
-
-    model: ModelConfig
-    trainable: TrainableConfig
-    seed: int
-    device: str
-
-
 def _without_frozen(arrays: ArrayRecord, model: nn.Module) -> ArrayRecord:
-    """Take off the frozen arrays; they must be the ones in the workplace, bit by bit."""
+    """Take off the frozen arrays; they must be, bit by bit, those that this process trains with."""
     own = read_frozen(model)
     rest, received = split(arrays, len(own))
     if received != own:
         raise PayloadError("the frozen arrays received are not those that this client trains with")
     return pack(bytes(rest))
-
-
-def workplace(config: RunConfig) -> tuple[nn.Module, Layout]:
-    """Return the model that a worker process trains in, built once.
-
-    Every client overwrites what trains. What is frozen is the run's own, drawn from its seed; where
-    nothing is, runs of all seeds share one.
-    """
-    seed = 0 if config.trainable.name == "all" else config.seed
-    return _workplace(model_choice(config.model_copy(update={"seed": seed})))
-
-
-def model_choice(config: RunConfig) -> str:
-    """Return the run's `ModelChoice` as JSON: the same for runs whose models are the same."""
-    return config.model_dump_json(by_alias=True, include=set(ModelChoice.model_fields))
-
-
-@lru_cache(maxsize=2)
-def _workplace(choice: str) -> tuple[nn.Module, Layout]:
-    prepare_process()
-    config = ModelChoice.model_validate_json(choice)
-    model = build_trainable(config.model, config.trainable, config.seed)
-    return model.to(pick_device(config.device)), layout_of(model)  # type: ignore[arg-type]
 
 
 def reporting_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

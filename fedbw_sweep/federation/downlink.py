@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +32,12 @@ class Downlink(Protocol):
     def replied(self, client: int) -> None:
         """Note that a client has what it was sent this round."""
 
+    def state(self) -> dict[str, Any]:
+        """Return all that the next round depends on."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
 
 def downlink(config: RunConfig, layout: Layout) -> Downlink:
     """Make the server's end of the way down that ``downlink`` names."""
@@ -55,6 +61,13 @@ class Weights:
         return self.payload
 
     def replied(self, client: int) -> None:
+        """See `Downlink`."""
+
+    def state(self) -> dict[str, Any]:
+        """See `Downlink`: nothing is kept."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
         """See `Downlink`."""
 
 
@@ -90,7 +103,7 @@ class Differences:
         self.held = self.latest = np.empty(0, np.float32)
         self.version, self.version_of = 0, dict[int, int]()
         self.updates: deque[bytes] = deque()  # the last ones, with their lengths
-        self.state: State = {}
+        self.compressor_state: State = {}
 
     def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
         """See `Downlink`.
@@ -113,8 +126,8 @@ class Differences:
             difference = vector - (self.held if self.error_feedback else self.latest)
         self.latest = vector
         rng = rng_for(self.seed, "encode model", server_round)
-        payload, self.state = encode_with_state(
-            self.compressor, difference, self.layout, rng, self.state
+        payload, self.compressor_state = encode_with_state(
+            self.compressor, difference, self.layout, rng, self.compressor_state
         )
         self.held = _updated(self.held, payload, self.compressor, self.layout)
         self.version += 1
@@ -137,6 +150,24 @@ class Differences:
     def replied(self, client: int) -> None:
         """See `Downlink`."""
         self.version_of[client] = self.version
+
+    def state(self) -> dict[str, Any]:
+        """See `Downlink`."""
+        return {
+            "held": self.held,
+            "latest": self.latest,
+            "version": self.version,
+            "version_of": dict(self.version_of),
+            "updates": list(self.updates),
+            "compressor": self.compressor_state,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Downlink`."""
+        self.held, self.latest = state["held"], state["latest"]
+        self.version, self.version_of = state["version"], dict(state["version_of"])
+        self.updates = deque(state["updates"])
+        self.compressor_state = state["compressor"]
 
 
 def rebuild(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from flwr.app import Context, Message, RecordDict
 
@@ -132,3 +133,27 @@ class Ledger:
     def rows(self) -> Iterable[dict[str, int | str]]:
         """Yield each entry as a row of ``messages.parquet``."""
         return (asdict(entry) for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class ClientReport:
+    """What a client says of its round: weight, loss in nats per token, wall-clock seconds."""
+
+    client: int
+    examples: int
+    steps: int
+    train_loss: float
+    train_seconds: float
+    encode_seconds: float
+
+    @classmethod
+    def of(cls, client: int, metrics: Mapping[str, Any]) -> Self:
+        """Read the report out of a reply's metrics."""
+        return cls(
+            client,
+            examples=metrics["num-examples"],
+            steps=metrics["steps"],
+            train_loss=metrics["train-loss"],
+            train_seconds=metrics["train-seconds"],
+            encode_seconds=metrics["encode-seconds"],
+        )

@@ -137,3 +137,24 @@ ARROW = {
 
 RESULTS_AND_SOURCE = [*RESULTS_COLUMNS, "source"]
 """The columns of a record read from anywhere, beside its settings."""
+
+
+ENDS = "rounds", "target", "budget", "diverged", "pruned", "failed"
+"""How a run may end: all its rounds done; at a loss, or at a number of bytes, that it was to stop
+at; not finite any more; given up by a search; failed."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Attributes
+    ----------
+    how : str
+        One of `ENDS`.
+    reason : str or None
+        Why, where there is more to say.
+    """
+
+    how: str
+    reason: str | None = None

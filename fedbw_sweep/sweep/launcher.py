@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import MB, errors_end_the_command, message_console, output_console
@@ -174,15 +175,19 @@ def run_all() -> None:
     """Do the command's runs, which were checked.
 
     One run alone leaves cores idle at the end of each round, so there are several at a time, on one
-    pool of workers; but Flower's own simulation insists on the main thread.
+    pool of workers, where the backend can.
     """
-    at_a_time = _runs_at_a_time(_command.cells)
-    if at_a_time == 1:
-        for cell in _command.cells:
-            _run(cell, _command.folder)
+    folder = _command.folder
+    todo = [cell for cell in _command.cells if not is_done(cell, folder)]
+    if not todo:
+        return
+    at_a_time = backend_of(todo[0].backend).runs_at_a_time(todo)
+    if at_a_time == 1:  # in this thread: some backends insist on the main one
+        for cell in todo:
+            _run(cell, folder)
         return
     with ThreadPoolExecutor(at_a_time) as threads:
-        for run in [threads.submit(_run, cell, _command.folder) for cell in _command.cells]:
+        for run in [threads.submit(_run, cell, folder) for cell in todo]:
             run.result()
 
 
@@ -207,17 +212,6 @@ def logged(config: RunConfig, folder: Path) -> Iterator[Callable[[dict[str, Any]
             writer.flush()
 
         yield log
-
-
-def _runs_at_a_time(cells: list[RunConfig]) -> int:
-    """As many as fill the workers with one round each, and one while another's server works."""
-    from fedbw_sweep.backends.simulation import worker_count
-
-    backend = cells[0].backend
-    if backend.name == "flower":
-        return 1
-    fewest = min(cell.clients_per_round for cell in cells)
-    return backend.runs or -(-worker_count(backend) // fewest) + 1
 
 
 def _run(config: RunConfig, folder: Path) -> None:
@@ -301,7 +295,7 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
     if any(cell.logger == "tensorboard" for cell in todo) and not find_spec("tensorboard"):
         raise ConfigError("logger", "tensorboard", "needs its package: pip install tensorboard")
     if todo and here:
-        _start(todo[0])
+        backend_of(todo[0].backend).start(todo[0])
     from fedbw_sweep.sweep.run import check
 
     needs: dict[str, dict[str, RunConfig]] = {}
@@ -313,19 +307,6 @@ def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: 
     for alike in needs.values():
         check(list(alike.values()))
     announce(todo, folder)
-
-
-def _start(config: RunConfig) -> None:
-    """Start the workers; meanwhile import what a run needs."""
-    from fedbw_sweep.backends.ray.node import Node
-    from fedbw_sweep.backends.ray.nursery import importing
-
-    backend, node = config.backend, None
-    if backend.name == "ray" and backend.address is None:
-        node = Node(backend.workers, config.verbose, preload="fedbw_sweep.federation.client")
-    with importing():
-        from fedbw_sweep.backends.simulation import start
-    start(config, node)
 
 
 def _varying(cells: list[RunConfig]) -> list[str]:

@@ -1,57 +1,56 @@
-"""One `RunConfig` -> one run: federate the text, train, measure, record."""
+"""One `RunConfig` -> one run: trained, measured, recorded."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import math
 import os
 import platform
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
-from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedbw_sweep.backends.simulation import set_verbosity, simulate
-from fedbw_sweep.compression.base import FloatVector
-from fedbw_sweep.config.groups import DataConfig, ModelConfig
+from fedbw_sweep.backends.base import backend_of, set_verbosity
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
-from fedbw_sweep.cost.prediction import Prediction, predict
-from fedbw_sweep.data.federate import federate
-from fedbw_sweep.data.tokens import FederatedText
-from fedbw_sweep.errors import DivergenceError, FedbwError
-from fedbw_sweep.federation.client import client_app, model_choice
-from fedbw_sweep.federation.strategy import ClientReport, Metered, arrays_of, metered, vector_of
+from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.federation.job import Job
+from fedbw_sweep.federation.optimizers import ServerStep
+from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
-from fedbw_sweep.model.tokenizer import load_tokenizer
-from fedbw_sweep.model.trainable import build_trainable, freeze
-from fedbw_sweep.model.vector import (
-    frozen_parameters,
-    layout_of,
-    read_arrays,
-    read_frozen,
-    write_arrays,
-)
+from fedbw_sweep.model.trainable import freeze
+from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.training.evaluation import heldout_loss
-from fedbw_sweep.training.process import pick_device, prepare_process
+from fedbw_sweep.training.process import pick_device
 
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
 
-
 RECORDED_PACKAGES = ("flwr", "ray", "torch", "transformers", "numpy", "pandas", "hydra-core")
+
+
+class _Recorder:
+    """The sink of a run in this process: fills its record and shows its rounds."""
+
+    def __init__(self, record: RunRecord, observe: Observer) -> None:
+        self.record, self.observe = record, observe
+
+    def row(self, table: str, row: dict[str, Any]) -> End | None:
+        """See `Sink`."""
+        getattr(self.record, table).append(row)
+        if table == "rounds":
+            row["run_id"] = self.record.config.run_id
+            self.observe(row)
+        return None
+
+    def done(self, end: End, summary: dict[str, Any]) -> None:
+        """See `Sink`."""
+        self.record.summary, self.record.status = summary, "done"
 
 
 def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: None) -> RunRecord:
@@ -60,18 +59,13 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     A run that fails is recorded as failed with its reason; only an interruption leaves nothing.
     """
     set_verbosity(config.verbose)
-    prepare_process()
     record = RunRecord(config, environment=_environment(config))
     try:
-        with _model(config) as (model, initial, exact):
-            _train(config, record, observe, model, initial, exact)
-        record.status = "done"
+        backend_of(config.backend).run(Job.of(config), _Recorder(record, observe))
     except FedbwError as error:
         record.error = str(error)
     except Exception:
         record.error = traceback.format_exc()
-    if record.error is not None:
-        record.summary = {}
     record.write(sweep_dir)
     return record
 
@@ -97,233 +91,9 @@ def check(alike: Sequence[RunConfig]) -> None:
     for each in alike:
         own = copy.deepcopy(model)
         freeze(own, each.trainable, each.seed)
-        metered(each, layout_of(own))
+        ServerStep(each.server)
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
     federated_text(config)
-
-
-_one_text_at_a_time = Lock()
-
-
-def federated_text(config: RunConfig) -> FederatedText:
-    """Spread the configured text over the configured clients; cells with equal text share it."""
-    drawn = config.data.partition != "natural"
-    seed = config.seed if drawn else 0
-    needed = config.model_copy(update={"seed": seed}).model_dump_json(
-        by_alias=True, include={"data", "model", "num_clients", "sequence_length", "seed"}
-    )
-    with _one_text_at_a_time:
-        return _federated_text(needed)
-
-
-@lru_cache(maxsize=4)
-def _federated_text(needed: str) -> FederatedText:
-    values = json.loads(needed)
-    model = ModelConfig(**values["model"])
-    return federate(
-        DataConfig(**values["data"]),
-        values["num_clients"],
-        values["sequence_length"],
-        values["seed"],
-        load_tokenizer(model),
-    )
-
-
-Start = tuple[nn.Module, FloatVector, bytes]
-"""A run's model, and its arrays at the start as `read_arrays` gives them."""
-
-
-_spare: dict[str, list[Start]] = {}
-"""Models of runs that have ended, for runs that start from the same, such as those with another
-compression. To build a model may take longer than all else that a run adds to a sweep."""
-
-
-_lending = Lock()
-
-
-@contextmanager
-def _model(config: RunConfig) -> Iterator[Start]:
-    """Lend a run its model, in whatever state, and what it starts from."""
-    choice = model_choice(config)
-    with _lending:
-        if choice not in _spare:
-            _spare.clear()
-        spare = _spare.setdefault(choice, [])
-        start = spare.pop() if spare else None
-    if start is None:
-        model = build_trainable(config.model, config.trainable, config.seed)
-        model.to(pick_device(config.device))  # type: ignore[arg-type]
-        start = model, *read_arrays(model)
-    yield start
-    with _lending:
-        spare.append(start)
-
-
-def _train(
-    config: RunConfig,
-    record: RunRecord,
-    observe: Observer,
-    model: nn.Module,
-    initial: FloatVector,
-    exact: bytes,
-) -> None:
-    text = federated_text(config)
-    frozen = read_frozen(model) if config.initial_model == "sent" else b""
-    strategy = metered(config, layout_of(model), frozen)
-    strategy.exact = exact
-    prediction = predict(config, strategy.layout, len(frozen))
-    evaluator = _Evaluator(model, text, strategy, prediction, record, observe)
-    server = ServerApp()
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy.start(
-            grid,
-            initial_arrays=arrays_of(initial),
-            num_rounds=config.rounds,
-            timeout=config.backend.client_timeout_s,
-            evaluate_fn=evaluator,
-        )
-
-    try:
-        simulate(config, server, client_app(config.model_dump_json(by_alias=True), text.clients))
-    finally:
-        record.messages = list(strategy.ledger.rows())
-        record.parts = [
-            {"tensor": tensor, "part": part, "bytes": count}
-            for (tensor, part), count in strategy.parts.items()
-        ]
-    record.summary = _summary(config, model, strategy, prediction, record.rounds)
-
-
-class _Evaluator:
-    """Flower's ``evaluate_fn``: measures the global model after each round, writes the row."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        text: FederatedText,
-        strategy: Metered,
-        prediction: Prediction | None,
-        record: RunRecord,
-        observe: Observer,
-    ) -> None:
-        self.model, self.text, self.strategy = model, text, strategy
-        self.prediction, self.record, self.observe = prediction, record, observe
-        self.started = time.perf_counter()
-
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        before = time.perf_counter()
-        write_arrays(self.model, vector_of(arrays), self.strategy.exact)
-        loss = heldout_loss(self.model, self.text.heldout)
-        if not math.isfinite(loss):
-            raise DivergenceError(f"round {server_round}: held-out loss is {loss}; lower lr")
-        now = time.perf_counter()
-        reports = self.strategy.reports.get(server_round, [])
-        row = {
-            "run_id": self.record.config.run_id,
-            "round": server_round,
-            "loss": loss,
-            "perplexity": math.exp(loss),
-            "bits_per_byte": loss / math.log(2) * self.text.heldout_tokens_per_byte,
-            "train_loss": _mean_train_loss(reports),
-            "clients": len(reports),
-            **self._bytes(server_round),
-        }
-        self.record.rounds.append(row)
-        self.record.timing.append(
-            {
-                "round": server_round,
-                "round_seconds": now - self.started,
-                "evaluate_seconds": now - before,
-                "train_seconds": sum(report.train_seconds for report in reports),
-                "encode_seconds": sum(report.encode_seconds for report in reports),
-                "decode_seconds": self.strategy.decode_seconds[server_round],
-            }
-        )
-        self.started = now
-        self.observe(row)
-        return MetricRecord({"loss": loss})
-
-    def _bytes(self, server_round: int) -> dict[str, int | float | None]:
-        entries = [e for e in self.strategy.ledger.entries if e.round == server_round]
-        up = [entry for entry in entries if entry.direction == "uplink"]
-        down = [entry for entry in entries if entry.direction == "downlink"]
-        uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
-        dense, dense_down = (sum(entry.dense_bytes for entry in part) for part in (up, down))
-        earlier = self.record.rounds[-1] if self.record.rounds else {}
-        predicted = None
-        if self.prediction is not None:
-            predicted = self.prediction.round_bytes(server_round, len(up))
-        return {
-            "uplink_bytes": uplink,
-            "downlink_bytes": downlink,
-            "uplink_message_bytes": sum(entry.message_bytes for entry in up),
-            "downlink_message_bytes": sum(entry.message_bytes for entry in down),
-            "dense_uplink_bytes": dense,
-            "dense_downlink_bytes": dense_down,
-            "uplink_ratio": dense / uplink if uplink else None,
-            "downlink_ratio": dense_down / downlink if downlink else None,
-            "predicted_bytes": predicted,
-            "cumulative_uplink_bytes": uplink + earlier.get("cumulative_uplink_bytes", 0),
-            "cumulative_bytes": uplink + downlink + earlier.get("cumulative_bytes", 0),
-        }
-
-
-def _mean_train_loss(reports: list[ClientReport]) -> float | None:
-    trained = [report for report in reports if report.steps]
-    examples = sum(report.examples for report in trained)
-    return sum(r.examples * r.train_loss for r in trained) / examples if trained else None
-
-
-def _summary(
-    config: RunConfig,
-    model: nn.Module,
-    strategy: Metered,
-    prediction: Prediction | None,
-    rounds: list[dict[str, Any]],
-) -> dict[str, Any]:
-    layout = strategy.layout
-    totals = {
-        name: sum(row[name] for row in rounds)
-        for name in (
-            "uplink_bytes",
-            "downlink_bytes",
-            "uplink_message_bytes",
-            "downlink_message_bytes",
-            "dense_uplink_bytes",
-            "dense_downlink_bytes",
-        )
-    }
-    uplink, total = totals["uplink_bytes"], totals["uplink_bytes"] + totals["downlink_bytes"]
-    dense, dense_down = totals["dense_uplink_bytes"], totals["dense_downlink_bytes"]
-    updates = sum(row["clients"] for row in rounds)
-    vector, exact = read_arrays(model)
-    digest = hashlib.sha256(vector.data)
-    digest.update(exact + read_frozen(model))
-    frozen = sum(entry.frozen_bytes for entry in strategy.ledger.entries)
-    summary = {
-        "clients_per_round": config.clients_per_round,
-        "model_parameters": layout.size,
-        "frozen_parameters": frozen_parameters(model),
-        "dense_message_bytes": layout.dense_bytes,
-        **totals,
-        "total_bytes": total,
-        "frozen_bytes": frozen,
-        "initial_loss": rounds[0]["loss"],
-        **{name: rounds[-1][name] for name in ("loss", "perplexity", "bits_per_byte")},
-        "model_hash": digest.hexdigest(),
-    }
-    if total:
-        summary["downlink_ratio"] = dense_down / totals["downlink_bytes"]
-        summary["total_ratio"] = (dense + dense_down) / total
-    if updates:
-        summary["uplink_ratio"] = dense / uplink
-        summary["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
-    if prediction is not None:
-        summary["predicted_bytes"] = prediction.total_bytes
-        summary["prediction"] = prediction.basis
-    return summary
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

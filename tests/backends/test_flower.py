@@ -7,13 +7,10 @@ from importlib.metadata import version
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
-from flwr.common.constant import SType
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedbw_sweep.backends.ray.grid import RayGrid
-from fedbw_sweep.federation.strategy import NUMPY, Metered
 
 PINNED = "1.42.0"
 
@@ -53,12 +50,3 @@ def test_an_array_holds_whatever_bytes_it_is_given() -> None:
     record["a"] = array
     assert record["a"] is array, "a record copies: what Ray holds would be serialised"
     assert record.count_bytes() >= 3
-    assert NUMPY == SType.NUMPY
-
-
-def test_strategies_are_called_with_what_metered_takes() -> None:
-    for name in ("configure_train", "aggregate_train"):
-        theirs, ours = (inspect.signature(getattr(cls, name)) for cls in (FedAvg, Metered))
-        assert list(theirs.parameters) == list(ours.parameters), name
-    assert {"fraction_train", "fraction_evaluate"} <= set(inspect.signature(FedAvg).parameters)
-    assert FedAvg().weighted_by_key == "num-examples"

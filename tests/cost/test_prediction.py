@@ -24,7 +24,7 @@ from fedbw_sweep.cost.prediction import MEASURED_BITS, Prediction, bits_per_coor
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.seeding import rng_for
 from fedbw_sweep.sweep import run
-from tests.local import simulator
+from tests.local import LocalBackend
 
 Build = Callable[..., RunConfig]
 
@@ -131,7 +131,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("predicted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        patch.setattr(run, "simulate", simulator())
+        patch.setattr(run, "backend_of", LocalBackend())
         yield folder
 
 
@@ -164,7 +164,7 @@ def test_the_seeds_formula_by_hand(run_config: Build) -> None:
     # 2 clients, 1 round, no compression: 4 messages of pythia-14m
     config = run_config("experiment=seed")
     prediction = predict(config, *find_layout(config))
-    assert prediction == Prediction((2 * 56_270_848,), 56_270_848, 2, 2, (0,), "exact")
+    assert prediction == Prediction((2 * 56_270_848,), 56_270_848, (2,), (2,), (0,), "exact")
     assert prediction.total_bytes == 225_083_392
 
 
@@ -175,7 +175,7 @@ def test_a_million_clients_and_12_billion_parameters(run_config: Build) -> None:
     parameters = 11_846_072_320  # as the model's authors say
     update = parameters + 2 * -(-parameters // 128) + 4
     assert prediction == Prediction(
-        (125_000 * 4 * parameters,) * 5, update, 125_000, 625_000, (0,) * 5, "exact"
+        (125_000 * 4 * parameters,) * 5, update, (125_000,) * 5, (125_000,) * 5, (0,) * 5, "exact"
     )
     seconds = expected_round_seconds(
         config.network.model_copy(update={"spread": 0.0}),

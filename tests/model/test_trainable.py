@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from fedbw_sweep.config.groups import ModelConfig, TrainableConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federation import client
+from fedbw_sweep.federation import job, shared
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.trainable import freeze
@@ -296,22 +296,26 @@ def test_workers_train_with_the_runs_own_frozen_arrays(execute: Execute, seed: i
     one = ("num_clients=1", "fraction_fit=1.0", "rounds=1", f"seed={seed}", "trainable=body")
     record = execute(*one)
     assert record.error is None
-    ours, _ = client.workplace(record.config)
+    ours, _ = shared.worker_model(record.config)
     server = build_model(record.config.model, seed)
     freeze(server, record.config.trainable, seed)
     assert read_frozen(ours) == read_frozen(server)
     assert len(read_frozen(ours)) == 4 * 2 * 512 * 128
-    text = run.federated_text(record.config)
+    text = shared.federated_text(record.config)
     # The update is added to the model in other roundings.
     assert heldout_loss(ours, text.heldout) == pytest.approx(record.summary["loss"], rel=1e-5)
     assert execute(*one, "initial_model=sent").summary["loss"] == record.summary["loss"]
 
 
-def test_runs_that_freeze_nothing_share_a_workplace(run_config: Callable[..., RunConfig]) -> None:
-    shared = [client.workplace(run_config("model=tiny", f"seed={seed}"))[0] for seed in (1, 2)]
-    assert shared[0] is shared[1]
+def test_runs_that_freeze_nothing_share_a_worker_model(
+    run_config: Callable[..., RunConfig],
+) -> None:
+    one, other = (
+        shared.worker_model(run_config("model=tiny", f"seed={seed}"))[0] for seed in (1, 2)
+    )
+    assert one is other
     own = [
-        client.workplace(run_config("model=tiny", "trainable=head", f"seed={seed}"))[0]
+        shared.worker_model(run_config("model=tiny", "trainable=head", f"seed={seed}"))[0]
         for seed in (1, 2)
     ]
     assert own[0] is not own[1]
@@ -379,7 +383,7 @@ def test_frozen_arrays_that_differ_are_refused(
         frozen = read_frozen(model)
         return frozen[:-1] + bytes([frozen[-1] ^ 1])
 
-    monkeypatch.setattr(run, "read_frozen", flipped)
+    monkeypatch.setattr(job, "read_frozen", flipped)
     record = execute("trainable=body", "initial_model=sent")
     assert "frozen arrays received are not those" in record.error
 

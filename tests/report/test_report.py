@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from fedbw_sweep.config.groups import NetworkConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.federation import job
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord, announce
@@ -36,7 +37,7 @@ from fedbw_sweep.report.render import Rendered, escape_latex
 from fedbw_sweep.report.spec import NUMBERS, SHIPPED, TABLE_COLUMNS, TableBuilder, load_spec
 from fedbw_sweep.sweep import run
 from tests.conftest import ROOT, SMALL, config_of
-from tests.local import simulator
+from tests.local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +60,12 @@ def kill(sweep: Path, *overrides: str) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
+from fedbw_sweep.federation import job
 from fedbw_sweep.sweep import run
 from tests.conftest import config_of
-from tests.local import simulator
+from tests.local import LocalBackend
 
-evaluate, evaluated = run.heldout_loss, []
+evaluate, evaluated = job.heldout_loss, []
 
 def evaluate_once(*arguments):
     if evaluated:
@@ -71,7 +73,7 @@ def evaluate_once(*arguments):
     evaluated.append(True)
     return evaluate(*arguments)
 
-run.simulate, run.heldout_loss = simulator(), evaluate_once
+run.backend_of, job.heldout_loss = LocalBackend(), evaluate_once
 run.execute(config_of(*sys.argv[2:]), Path(sys.argv[1]))
 """
     command = [sys.executable, "-c", code, str(sweep), *overrides]
@@ -101,14 +103,14 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     announce(configs.values(), folder)
     kill(folder, *quick, *(f"{k}={v}" for k, v in zip(VARIED, KILLED, strict=True)))
     assert [path.name for path in (folder / configs[KILLED].run_id).iterdir()] == ["config.yaml"]
-    evaluate = run.heldout_loss
+    evaluate = job.heldout_loss
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "simulate", simulator())
+        patch.setattr(run, "backend_of", LocalBackend())
         for cell, config in configs.items():
             if cell != KILLED:
                 diverges = cell == DIVERGED
                 patch.setattr(
-                    run, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
+                    job, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
                 )
                 run.execute(config, folder)
     collect(folder)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 import ray
@@ -19,9 +19,19 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
-from fedbw_sweep.backends.ray.broker import RETRIES, Broker, Reference, submit
+from fedbw_sweep.backends.ray.cluster import (
+    Reference,
+    alive_nodes,
+    client_gpus,
+    connect,
+    submit,
+    worker_count,
+)
+from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ClientError
 
+RETRIES = 3
+"""How often a message is given to another worker after its own was killed."""
 IN_FLIGHT_PER_WORKER = 4
 """Messages handed to Ray at once, per worker: enough that none waits for the server, few enough
 that replies waiting for an earlier one stay few."""
@@ -65,8 +75,6 @@ class RayGrid(Grid):
         Answers the messages.
     client_gpus : float
         GPUs each client takes while it works.
-    through : Broker, optional
-        Who asks Ray for the clients' tasks; by default this process.
     """
 
     def __init__(
@@ -74,17 +82,21 @@ class RayGrid(Grid):
         num_clients: int,
         client_app: ClientApp,
         client_gpus: float = 0.0,
-        through: Broker | None = None,
     ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 0, num_clients
         self.nodes = range(num_clients)
         self.app = ray.put(client_app)
         self.states: dict[int, Reference] = {}
         self.client_gpus = client_gpus
-        self.submit = through.submit if through else submit
         nodes = alive_nodes()
         self.window = IN_FLIGHT_PER_WORKER * worker_count(nodes)
-        self.keep_states = len(nodes) > 1 or through is not None
+        self.keep_states = len(nodes) > 1
+
+    @classmethod
+    def of(cls, config: RunConfig, client_app: ClientApp) -> Self:
+        """Make a run's grid, on the Ray that ``backend`` names; it is started where need be."""
+        connect(config)
+        return cls(config.num_clients, client_app, client_gpus(config))
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the clients' numbers."""
@@ -132,7 +144,7 @@ class RayGrid(Grid):
         return self.app, shell, state, timeout, list(arrays), *arrays.values()
 
     def _ask(self, message: Message, arguments: tuple[Any, ...]) -> _Asked:
-        reply, state = self.submit(_answer, arguments, gpus=self.client_gpus, returns=2)
+        reply, state = submit(_answer, arguments, gpus=self.client_gpus, returns=2)
         return _Asked(message, arguments, reply, state, time.monotonic())
 
     def _reply(self, asked: _Asked) -> Message:
@@ -140,7 +152,7 @@ class RayGrid(Grid):
         for _ in range(RETRIES + 1):
             try:
                 answered: Message = ray.get(asked.reply)  # type: ignore[assignment]
-                # With its machine or a broker a state would be lost: the server's own is not.
+                # With its machine a state would be lost: what this machine holds is not.
                 state = ray.put(ray.get(asked.state)) if self.keep_states else asked.state
                 self.states[asked.message.metadata.dst_node_id] = state
                 return answered
@@ -158,6 +170,18 @@ class RayGrid(Grid):
                 )
                 asked = self._ask(asked.message, asked.arguments)
         return Message(Error(WORKER_FAILED, reason), reply_to=asked.message)
+
+    def state(self) -> dict[int, RecordDict]:
+        """Return what clients keep from round to round, by their numbers."""
+        return {
+            client: kept
+            for client, kept in zip(self.states, ray.get([*self.states.values()]), strict=True)
+            if kept is not None
+        }
+
+    def load(self, state: dict[int, RecordDict]) -> None:
+        """Give clients what `state` returned."""
+        self.states = {client: ray.put(kept) for client, kept in state.items()}
 
     def set_run(self, run: Any) -> None:
         """Do nothing: a grid is made for one run."""
@@ -178,17 +202,6 @@ class RayGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> NoReturn:
         """Not used by strategies; see `send_and_receive`."""
         raise NotImplementedError
-
-
-def alive_nodes() -> list[dict[str, float]]:
-    """List what each machine of Ray's has: how much of which resource."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return [node["Resources"] for node in nodes if node["Alive"]]
-
-
-def worker_count(nodes: list[dict[str, float]]) -> int:
-    """Clients that Ray can train at the same time."""
-    return max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
 
 
 def _answer(

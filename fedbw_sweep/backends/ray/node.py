@@ -14,14 +14,8 @@ import sys
 from importlib import import_module
 
 from fedbw_sweep.backends.ray.nursery import ADDRESS, SCRIPT, Nursery, importing
+from fedbw_sweep.environment import cores
 from fedbw_sweep.errors import FedbwError
-
-
-def cores() -> int:
-    """Cores that this process may use: fewer than the machine has in a container or a Slurm job."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Node:

@@ -107,14 +107,13 @@ import json, sys
 from pathlib import Path
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
 from hydra import initialize_config_dir
 from fedbw_sweep.sweep.grid import Composer
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.backends.simulation import simulate
+from fedbw_sweep.backends.ray.grid import RayGrid
 
-client, server = ClientApp(), ServerApp()
+client = ClientApp()
 
 folder = Path.cwd()
 
@@ -126,18 +125,15 @@ def train(message, context):
     (folder / str(message.metadata.dst_node_id)).touch()
     while len(list(folder.iterdir())) < 2:  # neither node answers for both
         time.sleep(0.01)
-    where = ConfigRecord({"python": sys.prefix, "module": fedbw_sweep.config.__file__})
+    where = ConfigRecord({"python": sys.prefix, "module": fedbw_sweep.config.section.__file__})
     return Message(RecordDict({"where": where}), reply_to=message)
-
-@server.main()
-def main(grid, context):
-    asked = [Message(RecordDict(), n, "train") for n in grid.get_node_ids()]
-    replies = [reply.content["where"] for reply in grid.send_and_receive(asked)]
-    print(json.dumps({reply["python"]: reply["module"] for reply in replies}))
 
 with initialize_config_dir(str(CONF), version_base="1.3"):
     config = RunConfig.from_hydra(Composer("config").config(sys.argv[1:]))
-simulate(config, server, client)
+grid = RayGrid.of(config, client)
+asked = [Message(RecordDict(), n, "train") for n in grid.get_node_ids()]
+replies = [reply.content["where"] for reply in grid.send_and_receive(asked)]
+print(json.dumps({reply["python"]: reply["module"] for reply in replies}))
 """
 """Prints which module a client gets from the package, by the Python that its node runs on."""
 
@@ -164,7 +160,7 @@ def test_a_sweep_on_two_nodes_leaves_the_same_bytes(
     assert_same_runs(tmp_path / "outputs" / "main", alone)
 
 
-WORKING, WARM, BROKER = "ray::_keep_warm", "ray::IDLE", "ray::_Broker"
+WORKING = "ray::_answer"
 
 
 def workers(address: str, *names: str) -> set[psutil.Process]:
@@ -178,60 +174,11 @@ def workers(address: str, *names: str) -> set[psutil.Process]:
     return found
 
 
-FREE = """
-import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40)
-print(ray.cluster_resources()["CPU"], ray.available_resources().get("CPU"))
-"""
-
-
-def at_work_until_the_end(process: subprocess.Popen[str], address: str) -> set[psutil.Process]:
-    """Wait until a command ends well; return the workers that were seen at work for it."""
-    seen = set()
-    while process.poll() is None:
-        seen |= workers(address, WORKING)
-        time.sleep(0.02)
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed
-    return seen
-
-
-def test_the_next_command_finds_the_workers_of_the_last(
-    cluster: tuple[str, Callable[[], None]], alone: Path, tmp_path: Path
-) -> None:
-    address, _ = cluster
-    command = (*GRID, f"backend.address={address}")
-    first = at_work_until_the_end(start(tmp_path, *command, "sweep=first"), address)
-    # Between commands they hold no core, and stay for longer than Ray gives an idle worker.
-    time.sleep(3)
-    free = subprocess.run([sys.executable, "-c", FREE, address], cwd="/", **QUIET)
-    assert free.stdout.split() == ["2.0", "2.0"], free.stderr
-    assert first
-    assert first <= workers(address, WARM)
-    # Ray may start workers beside them, ahead of tasks that wait.
-    assert first & at_work_until_the_end(start(tmp_path, *command, "sweep=next"), address)
-    for name in ("first", "next"):
-        assert_same_runs(tmp_path / "outputs" / name, alone)
-
-
 def at_work(process: subprocess.Popen[str], address: str) -> None:
     """Wait for a worker that is at work for a command."""
     while not workers(address, WORKING):
         assert process.poll() is None
         time.sleep(0.05)
-
-
-def test_a_lost_broker_changes_no_byte(
-    cluster: tuple[str, Callable[[], None]], alone: Path, tmp_path: Path
-) -> None:
-    address, _ = cluster
-    process = start(tmp_path, *GRID, f"backend.address={address}")
-    at_work(process, address)
-    for broker in workers(address, BROKER):
-        broker.kill()
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed
-    assert_same_runs(tmp_path / "outputs" / "main", alone)
 
 
 def test_workers_end_with_a_command_that_ends_before_them(

@@ -12,10 +12,9 @@ import pytest
 import ray
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.serverapp import Grid, ServerApp
 
-from fedbw_sweep.backends import simulation
-from fedbw_sweep.backends.ray import broker, grid
+from fedbw_sweep.backends.ray import cluster, grid
+from fedbw_sweep.backends.ray.grid import RayGrid
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.training.process import pick_device
 from tests.backends.ray.test_grid import app, echo
@@ -49,7 +48,7 @@ def test_clients_share_a_gpu(
 ) -> None:
     # A client takes so little of a core that only the GPU limits how many train.
     small: Any = ray.remote(num_cpus=0.1, num_returns=2, max_retries=0, max_calls=0)(grid._answer)
-    monkeypatch.setattr(broker, "_task", lambda function: small)
+    monkeypatch.setattr(cluster, "_task", lambda function: small)
 
     def stay(node: int, message: Message, context: Context) -> RecordDict:
         own = tmp_path / str(node)
@@ -65,16 +64,11 @@ def test_clients_share_a_gpu(
         gpu = ray.get_runtime_context().get_assigned_resources()["GPU"]
         return RecordDict({"seen": ConfigRecord({"most": most, "gpu": gpu})})
 
-    def main(clients: Grid, context: Context) -> None:
-        nodes = list(range(2 * at_a_time))  # in full batches
-        messages = [Message(RecordDict(), node, "train") for node in nodes]
-        seen.extend(reply.content["seen"] for reply in clients.send_and_receive(messages))
-
-    seen: list[Any] = []
     config = config_of(f"num_clients={2 * at_a_time}", f"backend.client_gpus={share}")
-    server = ServerApp()
-    server.main()(main)
-    simulation.simulate(config, server, app(stay))
+    nodes = list(range(2 * at_a_time))  # in full batches
+    messages = [Message(RecordDict(), node, "train") for node in nodes]
+    replies = RayGrid.of(config, app(stay)).send_and_receive(messages)
+    seen: list[Any] = [reply.content["seen"] for reply in replies]
     assert [dict(each) for each in seen] == [{"most": at_a_time, "gpu": share}] * len(seen)
     assert len(seen) == 2 * at_a_time
 
@@ -88,22 +82,13 @@ def test_clients_share_a_gpu(
         (("device=cpu", "backend.client_gpus=0.25"), 0.0),
     ],
 )
-def test_the_share_of_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], share: float
-) -> None:
-    asked = []
-    monkeypatch.setattr(grid, "RayGrid", lambda *arguments: asked.append(arguments[2]))
-    server = ServerApp()
-    server.main()(lambda clients, context: None)
-    simulation.simulate(config_of(*settings), server, app(echo))
-    assert asked == [share]
+def test_the_share_of_a_gpu(settings: tuple[str, ...], share: float) -> None:
+    assert RayGrid.of(config_of(*settings), app(echo)).client_gpus == share
 
 
 def test_more_gpus_than_there_are_is_said_before_any_training() -> None:
-    server = ServerApp()
-    server.main()(lambda clients, context: pytest.fail("it began"))
     with pytest.raises(ConfigError, match=r"backend\.client_gpus=2\.0: must be at most 1,"):
-        simulation.simulate(config_of("backend.client_gpus=2"), server, app(echo))
+        RayGrid.of(config_of("backend.client_gpus=2"), app(echo))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +108,7 @@ def test_a_share_that_no_node_has(
     gone = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 8.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, gone])
     with pytest.raises(ConfigError, match=re.escape(words)):
-        simulation.client_gpus(config_of(*settings))
+        cluster.client_gpus(config_of(*settings))
 
 
 def test_workers_get_ready_on_the_gpu_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +119,9 @@ def test_workers_get_ready_on_the_gpu_that_they_share(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **settings: None)  # it runs already
-    monkeypatch.setattr(simulation, "submit", submit)
-    simulation.start(config_of("backend.client_gpus=0.25"))
-    assert asked == [0.25] * simulation.worker_count(config_of().backend)
+    monkeypatch.setattr(cluster, "submit", submit)
+    cluster.connect(config_of("backend.client_gpus=0.25"))
+    assert asked == [0.25] * cluster.worker_count(cluster.alive_nodes())
 
 
 @pytest.mark.parametrize("there", [False, True])

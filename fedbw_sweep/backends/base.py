@@ -1,0 +1,63 @@
+"""What executes clients: the protocol that every backend implements, and who implements it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from fedbw_sweep.config.groups import BackendConfig
+from fedbw_sweep.config.run import RunConfig
+
+if TYPE_CHECKING:  # it imports torch, which loads while a backend starts
+    from fedbw_sweep.federation.job import Job, Sink
+
+
+class Backend(Protocol):
+    """Executes the clients of runs, and the server where the backend has a place of its own."""
+
+    def start(self, config: RunConfig) -> None:
+        """Start what clients run in, once a command, and let it get ready meanwhile.
+
+        Parameters
+        ----------
+        config : RunConfig
+            The first of the command's runs.
+
+        Raises
+        ------
+        ConfigError
+            If what the config asks for is not there.
+        """
+
+    def runs_at_a_time(self, configs: Sequence[RunConfig]) -> int:
+        """Say how many runs of a sweep go on at the same time."""
+
+    def run(self, job: Job, sink: Sink) -> None:
+        """Do a run to its end; rows go into the sink as they are measured.
+
+        Raises
+        ------
+        FedbwError
+            What the server raised.
+        """
+
+
+BACKENDS = {
+    "ray": "fedbw_sweep.backends.ray.backend:RayBackend",
+    "flower": "fedbw_sweep.backends.flower:FlowerBackend",
+}
+"""Each choice of ``conf/backend``: its module, imported when it is chosen, and its class."""
+
+
+def backend_of(config: BackendConfig) -> Backend:
+    """Make the backend that ``backend`` names."""
+    module, _, name = BACKENDS[config.name].partition(":")
+    backend: Backend = getattr(import_module(module), name)(config)
+    return backend
+
+
+def set_verbosity(verbose: bool) -> None:
+    """Let Flower's log through, or nothing of it."""
+    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.CRITICAL)
