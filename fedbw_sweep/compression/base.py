@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
@@ -164,6 +164,7 @@ def all_finite(vector: FloatVector) -> bool:
     return bool(np.isfinite(vector.min()) and np.isfinite(vector.max()))
 
 
+@dataclass(frozen=True)
 class Compressor(ABC):
     """A method that turns an update into bytes and back.
 
@@ -176,8 +177,8 @@ class Compressor(ABC):
     - Hostile-safe: `decode` returns a finite float32 vector of ``layout.size`` coordinates or
       raises `PayloadError`, and allocates no more than the layout implies.
 
-    The frame is four bytes, a CRC-32 of the layout and of the method with its parameters, so that a
-    payload is never decoded as something it is not.
+    The frame is four bytes, a CRC-32 of the layout and of the method with the parameters that differ
+    from their defaults, so that a payload is never decoded as something it is not.
     """
 
     FRAME_BYTES: ClassVar[int] = 4
@@ -324,7 +325,16 @@ class Compressor(ABC):
         """Unpack a body that may be hostile; NaN and infinity are refused by the caller."""
 
     def _frame(self, layout: Layout) -> bytes:
-        return struct.pack("<I", zlib.crc32(repr(self).encode(), layout.fingerprint))
+        name, parameters = type(self).__qualname__, self._changed_parameters()
+        return struct.pack("<I", zlib.crc32(f"{name}{parameters}".encode(), layout.fingerprint))
+
+    def _changed_parameters(self) -> dict[str, Any]:
+        """Return the parameters that differ from their defaults.
+
+        A parameter that a later version adds, at its default, changes no payload.
+        """
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.compare}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def floats_from(

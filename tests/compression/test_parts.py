@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from math import lgamma, log
 
 import numpy as np
@@ -131,11 +132,11 @@ def test_a_seed_is_no_tensors() -> None:
     assert parts[HEAD] == pytest.approx(4 + 4, abs=1)
 
 
+@dataclass(frozen=True)
 class Symbols(Compressor):
     """Codes a vector of small integers as they are, with or without contexts."""
 
-    def __init__(self, contexts: bool) -> None:
-        self.contexts = contexts
+    contexts: bool
 
     def _of(self, layout: Layout) -> np.ndarray | None:
         return np.arange(layout.size) % 2 if self.contexts else None
