@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout
 from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Symbols
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -298,7 +298,9 @@ class ECSQ(Compressor):
         """Whether few bits are worth more time."""
         return self.target_bits is not None or self.target_nmse is not None
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         energy = _energy(update)
         if energy == 0:
             return b""
@@ -376,7 +378,7 @@ class ECSQ(Compressor):
     def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
         """Compute what `_put` needs at every step, from the update at an rms of 1."""
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         if not body:
             return np.zeros(layout.size, np.float32)
         if not layout.size:

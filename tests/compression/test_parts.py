@@ -14,6 +14,7 @@ from fedbw_sweep.compression.base import (
     WHOLE,
     Compressor,
     FloatVector,
+    Known,
     Layout,
     TensorSpec,
     sizes_to_book,
@@ -141,7 +142,9 @@ class Symbols(Compressor):
     def _of(self, layout: Layout) -> np.ndarray | None:
         return np.arange(layout.size) % 2 if self.contexts else None
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         encoder = Encoder()
         if self.contexts:
             encoder.integers(update.astype(np.int64), self._of(layout))
@@ -149,7 +152,7 @@ class Symbols(Compressor):
             encoder.symbols(update.astype(np.int64))
         return encoder.finish()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         if self.contexts:
             return decoder.integers(layout.size, 255, self._of(layout)).astype(np.float32)
