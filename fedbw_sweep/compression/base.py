@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from typing import Any, ClassVar
@@ -164,6 +164,33 @@ def all_finite(vector: FloatVector) -> bool:
     return bool(np.isfinite(vector.min()) and np.isfinite(vector.max()))
 
 
+def _check_vector(vector: FloatVector, layout: Layout) -> None:
+    if vector.shape != (layout.size,) or vector.dtype != np.float32:
+        raise ValueError(
+            f"expected float32 of shape ({layout.size},), got {vector.dtype} {vector.shape}"
+        )
+
+
+@dataclass(frozen=True)
+class Known:
+    """What both ends hold of one message besides its payload; absent where they hold nothing.
+
+    Parameters
+    ----------
+    initial : ndarray of float32, shape (layout.size,), optional
+        The model before the first round.
+    received : ndarray of float32, shape (layout.size,), optional
+        The model that the client received, which the update starts from.
+    """
+
+    initial: FloatVector | None = None
+    received: FloatVector | None = None
+
+
+NOTHING_KNOWN = Known()
+
+
+@dataclass(frozen=True)
 class Compressor(ABC):
     """A method that turns an update into bytes and back.
 
@@ -172,17 +199,21 @@ class Compressor(ABC):
     checks the frame and the promises that hold for every method:
 
     - Pure: the same update, layout and generator state give the same bytes.
-    - Complete: the payload holds everything `decode` needs besides the layout.
+    - Complete: the payload holds everything `decode` needs besides the layout and what is known.
     - Hostile-safe: `decode` returns a finite float32 vector of ``layout.size`` coordinates or
       raises `PayloadError`, and allocates no more than the layout implies.
 
-    The frame is four bytes, a CRC-32 of the layout and of the method with its parameters, so that a
-    payload is never decoded as something it is not.
+    The frame is four bytes, a CRC-32 of the layout, of the method with the parameters that differ
+    from their defaults, and of what is used of `Known`, so that a payload is never decoded as
+    something it is not.
     """
 
     FRAME_BYTES: ClassVar[int] = 4
     fixed_size: ClassVar[bool] = False
     """Whether the payload's size depends on the layout alone, so that it is known in advance."""
+
+    uses: ClassVar[tuple[str, ...]] = ()
+    """The fields of `Known` that the method uses; it is given no others."""
 
     codes_weights: ClassVar[bool] = False
     """Whether a model's weights may be encoded as they are, and not only differences: the error is
@@ -201,7 +232,13 @@ class Compressor(ABC):
         """
         return False
 
-    def encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def encode(
+        self,
+        update: FloatVector,
+        layout: Layout,
+        rng: np.random.Generator,
+        known: Known = NOTHING_KNOWN,
+    ) -> bytes:
         """Compress one update.
 
         Parameters
@@ -212,6 +249,8 @@ class Compressor(ABC):
             The arrays the vector is made of.
         rng : numpy.random.Generator
             The only source of randomness.
+        known : Known, optional
+            What the decoder will hold too.
 
         Returns
         -------
@@ -223,16 +262,18 @@ class Compressor(ABC):
         DivergenceError
             If the update holds NaN or infinity.
         """
-        if update.shape != (layout.size,) or update.dtype != np.float32:
-            raise ValueError(
-                f"expected float32 of shape ({layout.size},), got {update.dtype} {update.shape}"
-            )
+        _check_vector(update, layout)
         if not all_finite(update):
             raise DivergenceError("the update holds NaN or infinity: training diverged; lower lr")
-        body = self._encode(update, layout, rng)
-        return b"".join((self._frame(layout), *(body if isinstance(body, tuple) else (body,))))
+        used = self._used(known, layout)
+        body = self._encode(update, layout, rng, used)
+        return b"".join(
+            (self._frame(layout, used), *(body if isinstance(body, tuple) else (body,)))
+        )
 
-    def decode(self, payload: bytes | memoryview, layout: Layout) -> FloatVector:
+    def decode(
+        self, payload: bytes | memoryview, layout: Layout, known: Known = NOTHING_KNOWN
+    ) -> FloatVector:
         """Reconstruct the update from a payload that may be damaged or hostile.
 
         Parameters
@@ -241,6 +282,8 @@ class Compressor(ABC):
             What `encode` returned.
         layout : Layout
             The layout the payload must have been made for.
+        known : Known, optional
+            What the encoder held too.
 
         Returns
         -------
@@ -250,19 +293,24 @@ class Compressor(ABC):
         Raises
         ------
         PayloadError
-            If the payload is not one that `encode` makes for this layout and these parameters.
+            If the payload is not one that `encode` makes for this layout, these parameters and what
+            the method uses of `known`.
         """
-        frame = self._frame(layout)
+        used = self._used(known, layout)
+        frame = self._frame(layout, used)
         if payload[: len(frame)] != frame:
-            raise PayloadError(f"payload was not made by {self!r} for this layout")
-        update = self._decode(memoryview(payload)[len(frame) :], layout)
+            using = f", or from another model ({', '.join(self.uses)})" if self.uses else ""
+            raise PayloadError(f"payload was not made by {self!r} for this layout{using}")
+        update = self._decode(memoryview(payload)[len(frame) :], layout, used)
         if update.shape != (layout.size,) or update.dtype != np.float32:
             raise AssertionError(f"{self!r} decoded to {update.dtype} {update.shape}")
         if not all_finite(update):
             raise PayloadError("payload decodes to NaN or infinity")
         return update
 
-    def parts(self, payload: bytes | memoryview, layout: Layout) -> Counter[tuple[str, str]]:
+    def parts(
+        self, payload: bytes | memoryview, layout: Layout, known: Known = NOTHING_KNOWN
+    ) -> Counter[tuple[str, str]]:
         """Say where the bytes of a payload are, by decoding it.
 
         Exact are the total, what each tensor has in fixed-size fields of its own, and the bits that
@@ -278,6 +326,8 @@ class Compressor(ABC):
             What `encode` returned.
         layout : Layout
             The layout it was made for.
+        known : Known, optional
+            As in `decode`.
 
         Returns
         -------
@@ -295,7 +345,7 @@ class Compressor(ABC):
         tally = _Tally(layout)
         token = _tally.set(tally)
         try:
-            self.decode(payload, layout)
+            self.decode(payload, layout, known)
         finally:
             _tally.reset(token)
         keys = [(WHOLE, FRAME), *((t.name, part) for part in tally.bits for t in layout.filled)]
@@ -315,16 +365,39 @@ class Compressor(ABC):
 
     @abstractmethod
     def _encode(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
     ) -> bytes | tuple[memoryview, ...]:
         """Pack a finite update, in one piece or several; the caller joins them to the frame."""
 
     @abstractmethod
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         """Unpack a body that may be hostile; NaN and infinity are refused by the caller."""
 
-    def _frame(self, layout: Layout) -> bytes:
-        return struct.pack("<I", zlib.crc32(repr(self).encode(), layout.fingerprint))
+    def _frame(self, layout: Layout, used: Known) -> bytes:
+        method = f"{type(self).__qualname__}{self._changed_parameters()}"
+        checksum = zlib.crc32(method.encode(), layout.fingerprint)
+        for name in self.uses:
+            if (vector := getattr(used, name)) is not None:
+                checksum = zlib.crc32(
+                    vector.astype("<f4", copy=False), zlib.crc32(name.encode(), checksum)
+                )
+        return struct.pack("<I", checksum)
+
+    def _used(self, known: Known, layout: Layout) -> Known:
+        """Leave what the method uses."""
+        used = Known(**{name: getattr(known, name) for name in self.uses})
+        for vector in (used.initial, used.received):
+            if vector is not None:
+                _check_vector(vector, layout)
+        return used
+
+    def _changed_parameters(self) -> dict[str, Any]:
+        """Return the parameters that differ from their defaults.
+
+        A parameter that a later version adds, at its default, changes no payload.
+        """
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.compare}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def floats_from(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
 
 _TILE = 1 << 16
 """Coordinates worked on at a time: the temporaries of one tile stay in the processor's cache."""
@@ -28,13 +28,15 @@ class Dense(Compressor):
         """Payload size in bytes, exact."""
         return 4 * layout.size
 
-    def _frame(self, layout: Layout) -> bytes:
+    def _frame(self, layout: Layout, used: Known) -> bytes:
         return b""
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         return update.astype("<f4", copy=False).tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         return floats_from(body, layout.size, "<f4").astype(np.float32)
 
 
@@ -54,7 +56,9 @@ class Float16(Compressor):
         """Payload size in bytes, exact."""
         return self.FRAME_BYTES + 2 * layout.size
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         codes = np.empty(layout.size, "<u2")
         for start in range(0, layout.size, _TILE):
             part = slice(start, start + _TILE)
@@ -62,7 +66,7 @@ class Float16(Compressor):
             codes[part] = magnitude | sign >> 16
         return codes.tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         return floats_from(body, layout.size, "<f2").astype(np.float32)
 
 
@@ -82,14 +86,16 @@ class BFloat16(Compressor):
         """Payload size in bytes, exact."""
         return self.FRAME_BYTES + 2 * layout.size
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         codes = np.empty(layout.size, "<u2")
         for start in range(0, layout.size, _TILE):
             part = slice(start, start + _TILE)
             codes[part] = to_bfloat16(update[part])
         return codes.tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         return from_bfloat16(floats_from(body, layout.size, "<u2").astype(np.uint16))
 
 
@@ -110,7 +116,9 @@ class Float8(Compressor):
         """Payload size in bytes, exact."""
         return self.FRAME_BYTES + 4 * len(layout.floats) + layout.size
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         codes = np.empty(layout.size, np.uint8)
         scales = []
         start = 0
@@ -127,7 +135,7 @@ class Float8(Compressor):
         return np.array(scales, "<f4").tobytes() + codes.tobytes()
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         split = 4 * len(layout.floats)
         once = np.ones(len(layout.filled))
         scales = floats_from(body[:split], len(layout.floats), "<f4", "tables", once)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout
 from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Symbols
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -266,7 +266,7 @@ class ECSQ(Compressor):
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
         `step` is not used, and levels are chosen by what each will cost; encoding takes ten times
         as long.
-    rescale : bool
+    norm_correction : bool
         Whether the decoder multiplies each array by ``|x|**2 / <x, x'>`` (at most twofold), so that
         what is left out of it does not slow it down. As EDEN's scale (Vargaftik et al. 2022, arXiv
         2108.08842): the error of one update grows from d to nearly ``d / (1 - d)`` of it, and that
@@ -276,7 +276,7 @@ class ECSQ(Compressor):
     step: float = 1.0
     target_bits: float | None = None
     target_nmse: float | None = None
-    rescale: bool = False
+    norm_correction: bool = False
 
     def __post_init__(self) -> None:
         _number("step", self.step, 1e-4, 1e4, "a number from 0.0001 to 10000, in rms of the update")
@@ -287,8 +287,8 @@ class ECSQ(Compressor):
             _number("target_nmse", self.target_nmse, 1e-8, 1, "from 1e-8 to 1, or null")
             if self.target_bits is not None:
                 raise ConfigError("target_nmse", self.target_nmse, "null when target_bits is set")
-        if not isinstance(self.rescale, bool):
-            raise ConfigError("rescale", self.rescale, "true or false")
+        if not isinstance(self.norm_correction, bool):
+            raise ConfigError("norm_correction", self.norm_correction, "true or false")
 
     _price: ClassVar[float] = 1.4 * SLOPE
     """Error that a bit is worth on the way to a target, in squared steps: found by trying."""
@@ -298,7 +298,9 @@ class ECSQ(Compressor):
         """Whether few bits are worth more time."""
         return self.target_bits is not None or self.target_nmse is not None
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         energy = _energy(update)
         if energy == 0:
             return b""
@@ -306,7 +308,7 @@ class ECSQ(Compressor):
         unit = np.empty_like(update)
         np.divide(update, rms, out=unit, dtype=np.float64, casting="same_kind")
         prepared = self._prepare(unit, layout, rng)
-        measured = self.rescale or self.target_nmse is not None
+        measured = self.norm_correction or self.target_nmse is not None
 
         def attempt(code: float) -> tuple[bytes, float]:
             below = int(code)
@@ -317,7 +319,7 @@ class ECSQ(Compressor):
             values = unit * np.float32(scale)
             self._put(encoder, values, scale, prepared, layout, price)
             put_levels(encoder, values, rows, measured, price)
-            if self.rescale:
+            if self.norm_correction:
                 whole = unit * np.float32(scale)
                 codes = _gain_codes(whole, values, layout)
                 encoder.integers(codes)
@@ -376,7 +378,7 @@ class ECSQ(Compressor):
     def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
         """Compute what `_put` needs at every step, from the update at an rms of 1."""
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         if not body:
             return np.zeros(layout.size, np.float32)
         if not layout.size:
@@ -385,7 +387,7 @@ class ECSQ(Compressor):
         step = _step(decoder.uint(_STEP_CODES - 1))
         update = self._get(decoder, layout)
         add_levels(decoder, update, Rows(layout))
-        if self.rescale:
+        if self.norm_correction:
             once = np.ones(len(layout.filled), np.int64)
             codes = decoder.integers(len(once), 2 * _MOST_GAIN, None, "tables", once)
             update *= np.repeat(_gains(codes), layout.sizes)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
@@ -84,7 +84,9 @@ class Eden(Compressor):
         ]
         return [s[:, None] for s in signs], np.argsort(words, kind="stable")[: self._kept(rows)]
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         rows, columns = _dealt(layout.size)
         seed = int(rng.integers(1 << 32))
         signs, kept = self._draw(seed, rows)
@@ -113,7 +115,7 @@ class Eden(Compressor):
         return b"".join((struct.pack("<I", seed), sent.tobytes(), packed.data))
 
     @np.errstate(over="ignore")
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         rows, columns = _dealt(layout.size)
         split = 4 + 4 * columns
         if len(body) < split:

@@ -7,7 +7,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, all_finite
+from fedbw_sweep.compression.base import (
+    NOTHING_KNOWN,
+    Compressor,
+    FloatVector,
+    Known,
+    Layout,
+    all_finite,
+)
 
 State = dict[str, NDArray[np.generic]]
 """What one client keeps from round to round; empty before its first."""
@@ -23,7 +30,12 @@ class StatefulCompressor(Protocol):
     """
 
     def encode_with_state(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator, state: State
+        self,
+        update: FloatVector,
+        layout: Layout,
+        rng: np.random.Generator,
+        state: State,
+        known: Known,
     ) -> tuple[bytes, State]:
         """Compress one update; return the payload and the state for the next round."""
 
@@ -34,6 +46,7 @@ def encode_with_state(
     layout: Layout,
     rng: np.random.Generator,
     state: State,
+    known: Known = NOTHING_KNOWN,
 ) -> tuple[bytes, State]:
     """Compress one update, keeping the compressor's own state where it has one.
 
@@ -49,6 +62,8 @@ def encode_with_state(
         The only source of randomness.
     state : dict of str to ndarray
         What the last call for this client returned; empty at first. It is not modified.
+    known : Known, optional
+        What the decoder will hold too.
 
     Returns
     -------
@@ -63,8 +78,8 @@ def encode_with_state(
         If the update holds NaN or infinity.
     """
     if isinstance(compressor, StatefulCompressor):
-        return compressor.encode_with_state(update, layout, rng, state)
-    return compressor.encode(update, layout, rng), {}
+        return compressor.encode_with_state(update, layout, rng, state, known)
+    return compressor.encode(update, layout, rng, known), {}
 
 
 def encode_with_feedback(
@@ -73,6 +88,7 @@ def encode_with_feedback(
     layout: Layout,
     rng: np.random.Generator,
     state: State,
+    known: Known = NOTHING_KNOWN,
 ) -> tuple[bytes, State]:
     """Compress an update plus what earlier rounds left unsent, and keep what is unsent now.
 
@@ -87,8 +103,8 @@ def encode_with_feedback(
         if residual.shape != update.shape:
             raise ValueError(f"residual of shape {residual.shape}, update of {update.shape}")
         corrected = _saturating(np.add, update, residual)
-    payload, kept = encode_with_state(compressor, corrected, layout, rng, state)
-    decoded = compressor.decode(payload, layout)
+    payload, kept = encode_with_state(compressor, corrected, layout, rng, state, known)
+    decoded = compressor.decode(payload, layout, known)
     return payload, {**kept, RESIDUAL: _saturating(np.subtract, corrected, decoded, out=decoded)}
 
 

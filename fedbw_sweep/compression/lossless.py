@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout
 from fedbw_sweep.compression.entropy import Decoder, Encoder
 
 _COMMON = 1 << 12
@@ -30,7 +30,9 @@ class Lossless(Compressor):
 
     codes_weights: ClassVar[bool] = True
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         bits = update.view(np.uint32)
         exponents = (bits >> 23).astype(np.uint8)
         encoder = Encoder()
@@ -45,7 +47,7 @@ class Lossless(Compressor):
                 encoder.symbols(octets[group, place])
         return encoder.finish()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         exponents = np.empty(layout.size, np.uint8)
         each = iter(np.diag(layout.sizes))

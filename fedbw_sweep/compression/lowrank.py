@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, book, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, book, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.feedback import State
 from fedbw_sweep.errors import ConfigError
@@ -46,12 +46,17 @@ class LowRank(Compressor):
         return self.FRAME_BYTES + 4 * sum(left + right for _, _, left, right in self._cuts(layout))
 
     def encode_with_state(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator, state: State
+        self,
+        update: FloatVector,
+        layout: Layout,
+        rng: np.random.Generator,
+        state: State,
+        known: Known,
     ) -> tuple[bytes, State]:
         """Compress one update, starting from the right factors in `state`; return the new ones."""
         before = state.get(_RIGHT)
         started = self if before is None else replace(self, right=before.astype(np.float32))
-        payload = started.encode(update, layout, rng)
+        payload = started.encode(update, layout, rng, known)
         numbers = np.frombuffer(payload, "<f4", offset=self.FRAME_BYTES)
         rights = [
             numbers[start + left :][:right] for _, start, left, right in self._cuts(layout) if right
@@ -74,7 +79,9 @@ class LowRank(Compressor):
             yield rank, start, left, right
             start += left + right
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         numbers = np.empty(self.expected_bytes(layout) // 4 - 1, np.float32)
         needed = sum(right for _, _, _, right in self._cuts(layout))
         if self.right is not None and self.right.shape != (needed,):
@@ -104,7 +111,7 @@ class LowRank(Compressor):
         return numbers.astype("<f4", copy=False).tobytes()
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         numbers = floats_from(body, self.expected_bytes(layout) // 4 - 1, "<f4", part=None)
         counts = np.array([(left, right) for _, _, left, right in self._cuts(layout) if left])
         counts = counts.reshape(-1, 2)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16, to_bfloat16
 from fedbw_sweep.errors import ConfigError
 
@@ -49,7 +49,9 @@ class Sign(Compressor):
         shapes = [t.shape for t in layout.filled]
         return np.array([s[0] if by_row and len(s) > 1 else 1 for s in shapes], np.int64)
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         groups = self._groups(layout)
         scales = np.zeros(0, np.float32)
         if update.size:
@@ -58,7 +60,7 @@ class Sign(Compressor):
             scales = (sums / groups).astype(np.float32)
         return to_bfloat16(scales).astype("<u2").tobytes() + np.packbits(update < 0).tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         groups = self._groups(layout)
         split = 2 * groups.size
         codes = floats_from(body[:split], groups.size, "<u2", "tables", self._scales(layout))

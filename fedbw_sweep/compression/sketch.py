@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
 from fedbw_sweep.compression.sparse import kept_count
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -78,7 +78,9 @@ class CountSketch(Compressor):
                 signs = 1 - 2 * (words & np.uint64(1)).astype(np.float32)
                 yield tile, row, places.astype(np.int64), signs
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         columns = self._columns(layout)
         table = np.zeros((self.rows, columns))
         for tile, row, places, signs in self._hashes(layout):
@@ -86,7 +88,7 @@ class CountSketch(Compressor):
         limit = np.finfo(np.float32).max
         return np.clip(table, -limit, limit).astype("<f4").tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         columns = self._columns(layout)
         table = floats_from(body, self.rows * columns, "<f4").reshape(self.rows, columns)
         if not np.all(np.isfinite(table)):
@@ -94,10 +96,10 @@ class CountSketch(Compressor):
         estimates = np.empty(layout.size, np.float32)
         values = np.empty((self.rows, min(layout.size, _TILE)), np.float32)
         for tile, row, places, signs in self._hashes(layout):
-            known = values[:, : len(places)]
-            np.multiply(table[row, places], signs, out=known[row])
+            of_tile = values[:, : len(places)]
+            np.multiply(table[row, places], signs, out=of_tile[row])
             if row == self.rows - 1:
-                estimates[tile] = _median(known)
+                estimates[tile] = _median(of_tile)
         energy = np.median(np.square(table, dtype=np.float64).sum(axis=1))
         estimates[np.abs(estimates) < self.significance * np.sqrt(energy / max(1, columns))] = 0
         return estimates

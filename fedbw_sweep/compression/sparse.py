@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Layout
+from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout
 from fedbw_sweep.compression.entropy import (
     Decoder,
     Encoder,
@@ -119,7 +119,9 @@ class _Sparse(Compressor):
         """Return how many of `size` coordinates are sent at most."""
         return size
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         if not update.size:
             return b""
         encoder = Encoder()
@@ -128,7 +130,7 @@ class _Sparse(Compressor):
         _encode_values(encoder, update[indices[order]], self.values)
         return encoder.finish()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         update = np.zeros(layout.size, np.float32)
         if update.size:
@@ -273,7 +275,9 @@ class RandK(Compressor):
         kept = kept_count(self.density, layout.size)
         return self.FRAME_BYTES + 4 + kept * VALUE_BITS[self.values] // 8
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         encoder = Encoder()
         seed = int(rng.integers(1 << 32))
         encoder.uint(seed, (1 << 32) - 1)
@@ -281,7 +285,7 @@ class RandK(Compressor):
         _encode_values(encoder, update[kept], self.values)
         return encoder.finish()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         count = kept_count(self.density, layout.size)
         kept = random_subset(decoder.uint((1 << 32) - 1), layout.size, count)

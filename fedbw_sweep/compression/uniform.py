@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16
 from fedbw_sweep.compression.entropy import Decoder, Encoder
 from fedbw_sweep.errors import ConfigError
@@ -80,13 +80,13 @@ class Uniform(Compressor):
             yield slice(first * self.block, stop), slice(first, first + blocks)
 
     def _encode(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
     ) -> tuple[memoryview, ...]:
         half = 1 << self.bits - 1
         extremes = _extremes(update, self.block)
         larger, smaller = np.maximum(*extremes), np.minimum(*extremes)
         if larger.max(initial=0) > _LARGEST:
-            return self._encode(np.clip(update, -_LARGEST, _LARGEST), layout, rng)
+            return self._encode(np.clip(update, -_LARGEST, _LARGEST), layout, rng, known)
         if self.rounding == "nearest":
             # A byte has no level 128 for the smaller to be rounded to; fewer bits are clipped.
             steps = np.maximum(larger / half, smaller / 127.49)
@@ -111,7 +111,7 @@ class Uniform(Compressor):
         return scales.data, pack(codes.view(np.uint8), self.bits).data
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         size, split = layout.size, 2 * self._blocks(layout.size)
         scales = from_bfloat16(
             floats_from(body[:split], self._blocks(size), "<u2", "tables").astype(np.uint16)
@@ -166,7 +166,9 @@ class QSGD(Compressor):
         """See `Compressor`: the error is nearly ``sqrt(2 * bucket / pi) / levels - 1`` of it."""
         return 4 * self.levels**2 < self.bucket
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         if not update.size:
             return b""
         starts = np.arange(0, update.size, self.bucket)
@@ -182,7 +184,7 @@ class QSGD(Compressor):
         return steps.tobytes() + encoder.finish()
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         buckets = -(-layout.size // self.bucket)
         codes = floats_from(body[: 2 * buckets], buckets, "<u2", "tables")
         steps = from_bfloat16(codes.astype(np.uint16))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, TensorSpec
 from fedbw_sweep.compression.cast import BFloat16, Dense, Float8, Float16
 from fedbw_sweep.errors import PayloadError
 
@@ -23,7 +23,7 @@ def layout_of(*sizes: int) -> Layout:
 def body(method: Compressor, values: list[float] | FloatVector) -> bytes:
     update = np.array(values, np.float32)
     payload = method.encode(update, layout_of(update.size), np.random.default_rng(0))
-    return payload[len(method._frame(layout_of())) :]
+    return payload[len(method._frame(layout_of(), Known())) :]
 
 
 def decoded(method: Compressor, values: FloatVector) -> FloatVector:

@@ -344,7 +344,7 @@ def test_rescaled_arrays_are_as_far_along_as_what_they_stand_for() -> None:
         array *= np.float32(scale)
     plain, rescaled = (
         compressor.decode(compressor.encode(update, layout, np.random.default_rng(0)), layout)
-        for compressor in (ECSQ(step=1.5), ECSQ(step=1.5, rescale=True))
+        for compressor in (ECSQ(step=1.5), ECSQ(step=1.5, norm_correction=True))
     )
 
     def along(decoded: FloatVector) -> list[float]:
@@ -371,7 +371,7 @@ def test_rescaled_arrays_are_as_far_along_as_what_they_stand_for() -> None:
 def test_a_rescaled_target_is_met_after_rescaling() -> None:
     layout = layout_of((80, 50), (50,))
     update = np.random.default_rng(3).standard_normal(layout.size).astype(np.float32)
-    compressor = ECSQ(target_nmse=0.3, rescale=True)
+    compressor = ECSQ(target_nmse=0.3, norm_correction=True)
     decoded = compressor.decode(compressor.encode(update, layout, np.random.default_rng(0)), layout)
     nmse = np.square(update - decoded).sum() / np.square(update).sum()
     assert 0.27 < nmse <= 0.3

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec, floats_from
+from fedbw_sweep.compression.base import (
+    Compressor,
+    FloatVector,
+    Known,
+    Layout,
+    TensorSpec,
+    floats_from,
+)
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.feedback import (
     RESIDUAL,
@@ -26,11 +33,13 @@ LAYOUT = Layout((TensorSpec("w", (4,)),))
 class Largest(Compressor):
     """Keeps the coordinate of largest magnitude: four bytes of place, four of value."""
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         place = int(np.argmax(np.abs(update)))
         return place.to_bytes(4, "little") + update[place : place + 1].tobytes()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         update = np.zeros(layout.size, np.float32)
         update[int.from_bytes(body[:4], "little")] = floats_from(body[4:], 1, "<f4")[0]
         return update

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from math import lgamma, log
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedbw_sweep.compression.base import (
     WHOLE,
     Compressor,
     FloatVector,
+    Known,
     Layout,
     TensorSpec,
     sizes_to_book,
@@ -131,16 +133,18 @@ def test_a_seed_is_no_tensors() -> None:
     assert parts[HEAD] == pytest.approx(4 + 4, abs=1)
 
 
+@dataclass(frozen=True)
 class Symbols(Compressor):
     """Codes a vector of small integers as they are, with or without contexts."""
 
-    def __init__(self, contexts: bool) -> None:
-        self.contexts = contexts
+    contexts: bool
 
     def _of(self, layout: Layout) -> np.ndarray | None:
         return np.arange(layout.size) % 2 if self.contexts else None
 
-    def _encode(self, update: FloatVector, layout: Layout, rng: np.random.Generator) -> bytes:
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
         encoder = Encoder()
         if self.contexts:
             encoder.integers(update.astype(np.int64), self._of(layout))
@@ -148,7 +152,7 @@ class Symbols(Compressor):
             encoder.symbols(update.astype(np.int64))
         return encoder.finish()
 
-    def _decode(self, body: memoryview, layout: Layout) -> FloatVector:
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         if self.contexts:
             return decoder.integers(layout.size, 255, self._of(layout)).astype(np.float32)

@@ -380,7 +380,7 @@ def test_the_gains_of_ecsq() -> None:
     # 2**-11.5 of a sum of (1 + x) / (1 - x) = 5.83.
     share = 2**-11.5 / 5.83
     expected = FRAME + stream(bits + log2(share), 1 - share)
-    assert size(ECSQ(step=0.25, rescale=True), [0, -1] * 32) == expected
+    assert size(ECSQ(step=0.25, norm_correction=True), [0, -1] * 32) == expected
 
 
 @pytest.mark.parametrize(
