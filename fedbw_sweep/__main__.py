@@ -14,7 +14,7 @@ import psutil
 from omegaconf import DictConfig
 
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.console import errors_end_the_command
+from fedbw_sweep.console import errors_end_the_command, today
 from fedbw_sweep.sweep.launcher import Checked, finish, run_all, run_cell, stop_showing_progress
 
 
@@ -28,6 +28,7 @@ def arrange(arguments: list[str]) -> list[str]:
     """Spell ``-v`` as an override, and move ``-m`` first: Hydra loses overrides left of it."""
     rest = [argument for argument in arguments if argument not in ("-v", "-m", "--multirun")]
     multirun = ["-m"] if {"-m", "--multirun"} & set(arguments) else []
+    rest = today(rest)
     return multirun + rest + ["verbose=true"] * ("-v" in arguments)
 
 

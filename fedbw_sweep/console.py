@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
 
+from fedbw_sweep.config.renames import rename_overrides
 from fedbw_sweep.errors import FedbwError
 
 MB, MIB = 10**6, 2**20
@@ -39,3 +40,11 @@ def errors_end_the_command() -> Iterator[None]:
     except FedbwError as error:
         message_console().print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(2)
+
+
+def today(overrides: Sequence[str]) -> list[str]:
+    """Spell a command line's overrides with today's names; say of each old one what it is now."""
+    renamed, notes = rename_overrides(overrides)
+    for note in notes:
+        message_console().print(escape(note))
+    return renamed

@@ -27,6 +27,7 @@ from fedbw_sweep.console import (
     errors_end_the_command,
     in_all_units,
     output_console,
+    today,
 )
 from fedbw_sweep.cost.network import describe, expected_round_seconds
 from fedbw_sweep.cost.prediction import EXACT, Prediction, predict
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_intermixed_args(arguments)
     with errors_end_the_command():
-        _show(list(plan(given.overrides, given.config_dir)))
+        _show(list(plan(today(given.overrides), given.config_dir)))
     return 0
 
 

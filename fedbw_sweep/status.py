@@ -46,7 +46,7 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
     results = load_records(sweep_dir, messages=False).results
     running = {run: read_running(sweep_dir / run) for run in results["run_id"]}
     rows, remaining, under_way = [], 0.0, 0
-    for run, status, error in results[["run_id", "status", "error"]].itertuples(index=False):
+    for run, status, error in results[["run_id", "status", "reason"]].itertuples(index=False):
         detail = "" if pd.isna(error) else str(error).strip().splitlines()[-1]
         if (state := running[run]) is not None:
             status, under_way = "running", under_way + 1

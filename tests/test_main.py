@@ -125,7 +125,7 @@ def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -
     assert (code, trained) == (1, 2)
     table = pd.read_csv(tmp_path / "outputs" / "main" / "results.csv")
     assert sorted(table["status"]) == ["done", "failed"]
-    assert "loss is nan" in table.loc[table["status"] == "failed", "error"].item()
+    assert "loss is nan" in table.loc[table["status"] == "failed", "reason"].item()
     assert "loss is nan" in printed
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fedbw_sweep import verify
+from fedbw_sweep.records.collect import collect
 from fedbw_sweep.sweep import run as run_module
 
 from .conftest import SMALL, config_of
@@ -48,11 +49,11 @@ def change_json(path: Path, change: Callable[[dict], object]) -> None:
 def test_an_honest_run_is_reproduced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(run)]) == 0
     captured = capsys.readouterr()
-    # rounds.csv has 3 rows of 17 columns, messages.parquet 8 rows of 7, parts.csv rows of 3, the
-    # summary the rest.
+    # rounds.csv has 3 rows of 16 columns besides its prediction, messages.parquet 8 rows of 7,
+    # parts.csv rows of 3, the summary the rest.
     summary = json.loads((run / "status.json").read_text())["summary"]
     parts = len((run / "parts.csv").read_text().splitlines()) - 1
-    equal = 3 * 17 + 8 * 7 + len(summary)
+    equal = 3 * 16 + 8 * 7 + len(summary.keys() - verify.OF_PREDICTION)
     assert f"reproduced; {equal + 3 * parts} values are equal" in captured.out
     assert "environment" not in captured.err
     (run / "parts.csv").unlink()  # as runs were recorded earlier
@@ -84,6 +85,52 @@ def test_one_byte_and_one_digit_are_found(run: Path, capsys: pytest.CaptureFixtu
         "torch 1.0, now",
     ):
         assert words in captured.err
+
+
+def edit(run: Path, loss: float, up: float) -> None:
+    """Multiply a recorded loss and a number of bytes."""
+    rounds = pd.read_csv(run / "rounds.csv")
+    rounds["loss"] = rounds["loss"].where(rounds["round"] != 2, rounds["loss"] * loss)
+    rounds["uplink_bytes"] = (rounds["uplink_bytes"] * up).astype(int)
+    rounds.to_csv(run / "rounds.csv", index=False)
+
+
+def test_another_processor_may_differ_in_last_digits(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_json(run / "status.json", lambda status: status["environment"].update(processor="x"))
+    edit(run, loss=1.004, up=1.01)
+    assert verify.main([str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "reproduced within the tolerance" in printed
+    assert "recorded on another processor" in printed
+    edit(run, loss=1.004, up=1.0)
+    assert verify.main([str(run)]) == 1
+    assert "rounds.csv, round 2: loss" in capsys.readouterr().err
+
+
+def test_bytes_of_fixed_size_are_the_same_everywhere() -> None:
+    exact, coded = verify.Tolerance(5e-3, 0.0), verify.Tolerance(5e-3, 2e-2)
+    assert exact.differ("uplink_bytes", 1000, 1001)
+    assert not coded.differ("uplink_bytes", 1000, 1019)
+    assert coded.differ("uplink_bytes", 1000, 1021)
+    assert coded.differ("clients", 4, 5)
+    assert not coded.differ("model_hash", "aa", "bb")
+    assert verify.Tolerance().differ("model_hash", "aa", "bb")
+    assert coded.differ("loss", 1.0, float("nan"))
+
+
+def test_a_run_known_from_a_table_alone_is_done_again(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect(run.parent)
+    page = run.parent / "page"
+    page.mkdir()
+    for name in ("results.csv", "rounds.csv"):
+        (run.parent / name).rename(page / name)
+    assert verify.main([str(page / run.name)]) == 0
+    assert "where it was recorded is not known" in capsys.readouterr().out
+    assert verify.main([str(page / "0123456789ab")]) == 2
 
 
 def test_a_changed_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,7 @@ class ModelConfig(Section):
         description="a hub name, a folder written by save_pretrained, or a GGUF file"
     )
     architecture: dict[str, Any] | None
+    content: str | None = None
 
 
 class TrainablePart(Section):
@@ -157,6 +158,7 @@ class DataConfig(Section):
     label_column: str | None = None
     subset: str | None = None
     split: str = "train"
+    content: str | None = None
 
 
 class ClientsConfig(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from fedbw_sweep.config.defaults import choice, groups, is_own
 from fedbw_sweep.config.groups import (
     BackendConfig,
     ClientsConfig,
@@ -18,7 +20,7 @@ from fedbw_sweep.config.groups import (
     ServerConfig,
     TrainableConfig,
 )
-from fedbw_sweep.config.identity import science_id
+from fedbw_sweep.config.identity import numerics_of, run_id_of
 from fedbw_sweep.config.section import Choice, Section
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
@@ -62,7 +64,7 @@ class RunConfig(Section):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Validate plain values, the compressors' parameters included; see `from_hydra`."""
-        config = super().from_dict(values)
+        config = super().from_dict(_with_classes(values))
         config.compression.build()
         config.downlink.build("downlink")
         config.sampler()
@@ -103,9 +105,31 @@ class RunConfig(Section):
     @property
     def science(self) -> dict[str, Any]:
         """What determines the results, as plain values."""
-        return self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
+        plain = self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
+        for key, section in plain.items():
+            if key in groups() and is_own(key, section):
+                section.pop("_target_", None)
+        return plain
+
+    @property
+    def numerics(self) -> int:
+        """See `numerics_of`."""
+        return numerics_of(self.science)
 
     @property
     def run_id(self) -> str:
-        """See `science_id`."""
-        return science_id(self.science)
+        """See `run_id_of`."""
+        science = self.science
+        return run_id_of(science, numerics_of(science))
+
+
+def _with_classes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the classes of the choices that the package offers: records do not name them."""
+    filled = dict(values)
+    for key in groups().keys() & filled.keys():
+        section = filled[key]
+        if isinstance(section, Mapping) and "_target_" not in section and is_own(key, section):
+            offered = choice(key, section["name"]) or {}
+            if "_target_" in offered:
+                filled[key] = {**section, "_target_": offered["_target_"]}
+    return filled

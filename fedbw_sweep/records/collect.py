@@ -10,11 +10,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fedbw_sweep.config.identity import SCHEMA_VERSION, config_columns
+from fedbw_sweep.config.defaults import with_defaults
+from fedbw_sweep.config.identity import RECORD_FORMAT, config_columns
+from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.records.schema import (
     AXES,
     CONFIG,
     NEVER_RECORDED,
+    OF_STATUS,
     RESULTS,
     RESULTS_COLUMNS,
     ROUNDS,
@@ -42,13 +45,14 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         status = read_status(folder) or {
             "run_id": folder.name,
             "status": "missing",
-            "error": NEVER_RECORDED,
-            "schema_version": SCHEMA_VERSION,
+            "reason": NEVER_RECORDED,
+            "schema_version": RECORD_FORMAT,
             "summary": {},
         }
         science = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
-        own = {key: status[key] for key in ("run_id", "status", "error", "schema_version")}
-        rows.append({**config_columns(science), **own, **status["summary"]})
+        own = {key: status.get(key) for key in OF_STATUS}
+        columns = config_columns(with_defaults(rename_settings(science)))
+        rows.append({**columns, **status["summary"], **own})
         folders[folder.name] = folder
 
     names = dict.fromkeys(name for row in rows for name in row if name not in RESULTS_COLUMNS)
@@ -58,8 +62,8 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
     results = results.astype({**dtypes, **dict.fromkeys(whole, "Int64")})
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
-    own = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
-    rounds = load_alike(folders, ROUNDS, own, [])
+    of_round = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
+    rounds = load_alike(folders, ROUNDS, of_round, [])
     place = rounds["run_id"].map({run: place for place, run in enumerate(results["run_id"])})
     rounds = rounds.loc[place.sort_values(kind="stable").index].reset_index(drop=True)
     _write_atomically(results, sweep_dir / RESULTS)

@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from fedbw_sweep.config.defaults import plain_defaults, with_defaults
 from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.records.schema import AXES, CONFIG, RESULTS, RESULTS_AND_SOURCE, STATUS
 
@@ -91,12 +93,18 @@ def read_settings(
     unknown: dict[str, Exception] = {}
     for run in runs[~runs.isin({run for table in own for run in table.index})]:
         try:
-            read[run] = config_columns(configs[run])
+            read[run] = config_columns(with_defaults(rename_settings(configs[run])))
         except (ResultsError, OSError) as error:
             unknown[run] = error
     own.append(pd.DataFrame(list(read.values()), index=list(read), dtype=object))
     known = pd.concat(own)
     known = known[~known.index.duplicated()].reindex(runs)
+    for name, default in plain_defaults().items():
+        known[name] = (
+            known.get(name, pd.Series(index=known.index, dtype=object))
+            .astype(object)
+            .where(lambda c: c.notna(), default)
+        )
     names = [*AXES, "seed", *sorted(set(map(str, known)) - {*AXES, "seed"})]
     nothing = pd.Series(index=known.index, dtype=object)
     typed = {name: _typed(known.get(name, nothing)) for name in names}

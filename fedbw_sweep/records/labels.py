@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from fedbw_sweep.records.schema import AXES, RESULTS_COLUMNS
+from fedbw_sweep.records.schema import AXES, RESULTS_COLUMNS, SETS_APART
 
 TASK = "model", "data", "sequence_length"
 """Settings with whose parameters a held-out loss is another measure: it has no common scale."""
@@ -22,7 +22,8 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
     A choice's own parameter counts only where it differs between runs of the same choice:
     ``compression.density`` when top-k runs with several densities, not when there is one.
     """
-    settings = [name for name in results.columns if name not in {*RESULTS_COLUMNS, "source"}]
+    own = {*RESULTS_COLUMNS, "source"} - {*SETS_APART}
+    settings = [name for name in results.columns if name not in own]
 
     def differs(name: str) -> bool:
         if results[name].nunique() < 2:

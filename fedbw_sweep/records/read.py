@@ -9,14 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from fedbw_sweep.config.identity import SCHEMA_VERSION
+from fedbw_sweep.config.renames import rename_columns
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.records.find import Configs, find_records, read_settings
 from fedbw_sweep.records.schema import (
     AXES,
+    FORMAT_2,
     NEVER_RECORDED,
+    OF_STATUS,
     PARTS,
     PARTS_COLUMNS,
+    READ,
     RESULTS_AND_SOURCE,
     RESULTS_COLUMNS,
     STATES,
@@ -122,7 +125,7 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
     settings, unknown = read_settings(results["run_id"], found, configs)
     for run, why in unknown.items():
         notes.append(f"run {run}: its settings are unknown: {why}")
-        results.loc[results["run_id"] == run, ["status", "error"]] = ["missing", notes[-1]]
+        results.loc[results["run_id"] == run, ["status", "reason"]] = ["missing", notes[-1]]
     results = pd.concat([settings, results], axis=1)
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
     from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
@@ -150,9 +153,9 @@ def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str,
         notes.append(reason)
     if status is None:
         run_id = folder.resolve().name
-        row = {"run_id": run_id, "status": "missing", "error": reason, "source": str(folder)}
+        row = {"run_id": run_id, "status": "missing", "reason": reason, "source": str(folder)}
         return row, None
-    own = {key: status.get(key) for key in ("run_id", "status", "error", "schema_version")}
+    own = {key: status.get(key) for key in OF_STATUS}
     summary = status.get("summary") or {}
     known = {name: value for name, value in summary.items() if name in RESULTS_COLUMNS}
     return {**known, **own, "source": str(folder)}, status.get("environment") or {}
@@ -173,6 +176,13 @@ def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     """Read a table of results, wherever it came from; its settings come first."""
     table = parse_csv(path, read_whole_lines(path, notes), RESULTS_COLUMNS)
+    old = table["schema_version"] == FORMAT_2
+    if old.any():
+        table = table.rename(columns=rename_columns(list(map(str, table.columns))))
+        table["reason"] = table["reason"].where(~old, table.pop("error"))
+        done = (table["status"] == "done").fillna(False)
+        table.loc[old, "end"] = done[old].map({True: "rounds", False: "failed"})
+        table.loc[old, "numerics"] = FORMAT_2
     if lacking := [name for name in [*AXES, "seed"] if name not in table]:
         raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
     if table["run_id"].isna().any():
@@ -182,10 +192,11 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     versions = set(table["schema_version"].dropna()) | (
         {None} if table["schema_version"].isna().any() else set()
     )
-    if versions - {SCHEMA_VERSION}:
+    if versions - set(READ):
         listed = ", ".join(sorted(map(str, versions)))
         raise ResultsError(
-            f"{path} has rows of schema version {listed}, this version reads {SCHEMA_VERSION}; "
+            f"{path} has rows of schema version {listed}, this version reads "
+            f"{' and '.join(map(str, READ))}; "
             "leave the others out or run them again"
         )
     again = int(table.duplicated().sum())

@@ -1,4 +1,11 @@
-"""The files of a record: their names, columns, types and units."""
+"""The files of a record: their names, columns, types and units.
+
+Format 3 grows by addition. A number of a run is a new column of `RESULTS_COLUMNS`, one of a round
+of `ROUNDS_COLUMNS`; hashes of files and what was noted of the environment are keys of
+``status.json``; rows of another kind (the bytes of a wire, the numbers of each client) and states
+are files or folders of their own in the run's folder. Readers leave out what they do not know, and
+give missing values for what is not there; a setting that a record lacks counts as its default.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
+
+from fedbw_sweep.config.identity import RECORD_FORMAT
 
 RESULTS, ROUNDS = "results.csv", "rounds.csv"
 
@@ -16,22 +25,37 @@ CONFIG, MESSAGES, PARTS = "config.yaml", "messages.parquet", "parts.csv"
 TIMING, STATUS = "timing.csv", "status.json"
 
 
+FORMAT_2 = 2
+READ = FORMAT_2, RECORD_FORMAT
+"""The record formats that are read."""
+
 AXES = ("compression", "num_clients", "fraction_fit", "rounds", "local_epochs")
 """The five axes of a sweep: the first columns and the order of the rows of ``results.csv``."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column's pandas dtype and what it means, with its unit."""
+    """A column's pandas dtype, what it means, with its unit, and whether every record has it.
+
+    A column that is added later is not required: records made before have missing values in it.
+    """
 
     dtype: str
     meaning: str
+    required: bool = True
 
 
 RESULTS_COLUMNS: Mapping[str, Column] = {
-    "run_id": Column("string", "hash of the run's science config and the schema version"),
+    "run_id": Column("string", "hash of the run's settings, inputs and numerics"),
     "status": Column("string", "done or failed; missing if nothing was recorded"),
-    "error": Column("string", "why a failed run failed, or nothing was recorded"),
+    "end": Column(
+        "string", "how it ended: rounds, target, budget, diverged, pruned or failed", required=False
+    ),
+    "reason": Column("string", "why it ended so, or why nothing was recorded", required=False),
+    "device": Column("string", "what trained: cpu or cuda", required=False),
+    "numerics": Column(
+        "Int64", "number of the last change by design of such a run's results", required=False
+    ),
     "clients_per_round": Column("Int64", "clients sampled each round: max(1, floor(f x n))"),
     "model_parameters": Column("Int64", "coordinates of the vector that travels"),
     "frozen_parameters": Column("Int64", "parameters that neither train nor travel in updates"),
@@ -139,6 +163,10 @@ RESULTS_AND_SOURCE = [*RESULTS_COLUMNS, "source"]
 """The columns of a record read from anywhere, beside its settings."""
 
 
+SETS_APART = "device", "numerics"
+"""Columns in which runs that stand in one table must not differ unnoticed: where they do, they tell
+runs apart as settings do."""
+
 ENDS = "rounds", "target", "budget", "diverged", "pruned", "failed"
 """How a run may end: all its rounds done; at a loss, or at a number of bytes, that it was to stop
 at; not finite any more; given up by a search; failed."""
@@ -158,3 +186,12 @@ class End:
 
     how: str
     reason: str | None = None
+
+
+OF_STATUS = (
+    "run_id", "status", "end", "reason", "device", "numerics", "schema_version",
+)  # fmt: skip
+"""Columns of ``results.csv`` that ``status.json`` states beside its summary."""
+
+METRICS = [name for name in RESULTS_COLUMNS if name not in OF_STATUS]
+"""Columns of ``results.csv`` that a run measures: the summary of its ``status.json``."""

@@ -70,7 +70,7 @@ def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Data
                 strings_can_be_null=True,
             ),
         )
-        missing = set(columns) - set(table.column_names)
+        missing = {n for n, column in columns.items() if column.required} - set(table.column_names)
         twice = {name for name in table.column_names if table.column_names.count(name) > 1}
         if twice:
             raise ResultsError(f"{path} has the column {', '.join(sorted(twice))} more than once")
@@ -84,6 +84,8 @@ def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Data
             "written by another version, or not by fedbw_sweep; docs/columns.md lists the columns"
         )
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
+    for name in set(columns) - set(frame):
+        frame[name] = None
     return frame.astype({name: column.dtype for name, column in columns.items()})
 
 

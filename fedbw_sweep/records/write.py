@@ -16,16 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fedbw_sweep.config.identity import SCHEMA_VERSION
+from fedbw_sweep.config.identity import RECORD_FORMAT
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.records.schema import (
     ARROW,
     CONFIG,
+    FORMAT_2,
     MESSAGES,
     MESSAGES_COLUMNS,
     PARTS,
     PARTS_COLUMNS,
+    READ,
     ROUNDS,
     ROUNDS_COLUMNS,
     STATES,
@@ -41,8 +43,8 @@ class RunRecord:
 
     Attributes
     ----------
-    status, error
-        How it ended, and why if it failed.
+    status, end, error
+        Whether it was done, how it ended (see `ENDS`), and why if it failed or ended early.
     summary
         Values of `RESULTS_COLUMNS`.
     rounds, messages, parts, timing
@@ -53,6 +55,7 @@ class RunRecord:
 
     config: RunConfig
     status: Literal["done", "failed"] = "failed"
+    end: str = "failed"
     error: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -74,10 +77,13 @@ class RunRecord:
             types = pa.schema([(n, ARROW[c.dtype]) for n, c in MESSAGES_COLUMNS.items()])
             pq.write_table(pa.Table.from_pylist(self.messages, types), folder / MESSAGES)
             status = {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": RECORD_FORMAT,
                 "run_id": self.config.run_id,
+                "numerics": self.config.numerics,
                 "status": self.status,
-                "error": self.error,
+                "end": self.end,
+                "reason": self.error,
+                "device": kind_of(str(self.environment.get("device", "cpu"))),
                 "summary": self.summary,
                 "environment": self.environment,
             }
@@ -109,11 +115,13 @@ def read_status(folder: Path) -> dict[str, Any] | None:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ResultsError(f"{folder / STATUS} is damaged: {error}; delete {folder}") from None
         written_by = status.get("schema_version") if isinstance(status, dict) else None
-        if written_by != SCHEMA_VERSION:
+        if written_by not in READ:
             raise ResultsError(
                 f"{folder} has schema version {written_by}, this version reads "
-                f"{SCHEMA_VERSION}; use another sweep folder (sweep=<name>)"
+                f"{' and '.join(map(str, READ))}; use another sweep folder (sweep=<name>)"
             )
+        if written_by == FORMAT_2:
+            status = from_format_2(status)
         ended = status.get("status") in STATES and isinstance(status.get("run_id"), str)
         if not ended or not isinstance(status.get("summary") or {}, dict):
             raise ResultsError(
@@ -121,6 +129,25 @@ def read_status(folder: Path) -> dict[str, Any] | None:
             )
         return dict(status)
     return None
+
+
+def kind_of(device: str) -> str:
+    """Name the kind of a device by its name."""
+    return device if device in ("cpu", "cuda") else "cuda"
+
+
+def from_format_2(status: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``status.json`` of format 2 would say in format 3."""
+    error, environment = status.get("error"), status.get("environment") or {}
+    how = "rounds" if error is None else "failed"
+    diverged = error is not None and "lower lr" in str(error)
+    return {
+        **{key: value for key, value in status.items() if key != "error"},
+        "numerics": FORMAT_2,
+        "end": "diverged" if diverged else how,
+        "reason": error,
+        "device": kind_of(str(environment.get("device", "cpu"))),
+    }
 
 
 def announce(configs: Iterable[RunConfig], sweep_dir: Path) -> None:

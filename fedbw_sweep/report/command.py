@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.config.identity import OPTIONAL
 from fedbw_sweep.config.run import EXECUTION_KEYS
 from fedbw_sweep.config.section import CONF
 
@@ -26,15 +26,11 @@ GROUPS = {
     "server": "server",
     "model": "model",
     "trainable": "trainable",
+    "sampling": "sampling",
     "data": "data",
 }
 """Keys of a run's science that a config group fills, and what an override calls the group; each
 names its choice in ``name``."""
-
-OPTIONAL = {
-    "data": {k: f.default for k, f in DataConfig.model_fields.items() if not f.is_required()}
-}
-"""Defaults of the keys that a choice's file need not have."""
 
 ABSENT = "(absent)"
 """Stands in `changes` for a key that one of the two configurations does not have."""
@@ -71,6 +67,8 @@ def changes(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
                 found[key] = (default, choice)
             old, new = _flat_choice(key, choice), dict(_flat(key, value))
         for name in old | new:
+            if name.endswith(".content"):  # follows from what is read
+                continue
             pair = old.get(name, ABSENT), new.get(name, ABSENT)
             if type(pair[0]) is not type(pair[1]) or repr(pair[0]) != repr(pair[1]):
                 found[name] = pair
@@ -108,7 +106,7 @@ def command(arguments: Iterable[str], seed: int | str) -> str:
 
 
 def sections_from_columns(results: pd.DataFrame) -> dict[str, tuple[list[int], list[Any]]]:
-    """Undo `results.config_columns`, for runs of which only rows of results are at hand.
+    """Undo `config_columns`, for runs of which only rows of results are at hand.
 
     Parameters
     ----------
@@ -140,10 +138,10 @@ def _section(key: str, default: Any, row: Mapping[Any, Any]) -> Any:
         inside = isinstance(default, Mapping)
         return {inner: row.get(f"{key}.{inner}") for inner in default} if inside else row.get(key)
     choice = str(row.get(key))
-    return {
-        inner: value if inner == "_target_" else read_setting(row.get(f"{key}.{inner}"))
-        for inner, value in (OPTIONAL.get(key, {}) | _choice(key, choice)).items()
-    } | {"name": choice}
+    own = OPTIONAL.get(key, {}) | _choice(key, choice)
+    told = {inner: read_setting(row.get(f"{key}.{inner}")) for inner in own}
+    # What a row lacks counts as its default.
+    return {k: own[k] if v is None else v for k, v in told.items()} | {"name": choice}
 
 
 def plain(values: Any, prefix: str = "") -> dict[str, str]:
@@ -216,8 +214,15 @@ def _conf() -> tuple[dict[str, Any], dict[tuple[str, str], dict[str, Any]]]:
         OmegaConf.masked_copy(composed, [str(k) for k in composed if k not in EXECUTION_KEYS])
     )
     assert isinstance(values, dict)
-    own = {choice: values.pop(f"_{place}") for place, choice in enumerate(choices)}
-    return {str(key): value for key, value in values.items()}, own
+    own = {choice: _classless(values.pop(f"_{place}")) for place, choice in enumerate(choices)}
+    return {str(key): _classless(value) for key, value in values.items()}, own
+
+
+def _classless(section: Any) -> Any:
+    """Leave out the class of a choice: records do not name those of the package."""
+    if not isinstance(section, Mapping):
+        return section
+    return {name: value for name, value in section.items() if name != "_target_"}
 
 
 def _choice(group: str, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedbw_sweep.config.identity import science_id
+from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
 from fedbw_sweep.records.read import Records
@@ -217,9 +217,10 @@ def _changes(
     def places_of_section(key: str, number: int) -> list[int]:
         return places_of({key: sections[key][1][number]})
 
-    for at, run in enumerate(first["run_id"]):
+    made_at = first["numerics"].fillna(0).astype(int)
+    for at, (run, numerics) in enumerate(zip(first["run_id"], made_at, strict=True)):
         numbers = {key: of_row[at] for key, (of_row, _) in sections.items()}
-        if science_id({key: sections[key][1][n] for key, n in numbers.items()}) == run:
+        if run_id_of({k: sections[k][1][n] for k, n in numbers.items()}, numerics) == run:
             of_each.append([p for each in numbers.items() for p in places_of_section(*each)])
             continue
         try:
@@ -327,7 +328,7 @@ def _problems(results: pd.DataFrame) -> list[dict[str, Any]]:
     """List the runs that are not done, those of one reason together, most frequent first."""
     bad = results[results["status"] != "done"]
     labels = run_labels(results, varying_settings(results))
-    reasons = bad["error"].fillna("no reason was recorded").str.strip()
+    reasons = bad["reason"].fillna("no reason was recorded").str.strip()
     problems = []
     for (status, why), runs in bad.groupby([bad["status"], reasons], sort=False):
         reason = str(why)

@@ -37,7 +37,7 @@ UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**
 NUMBERS = {
     name: column
     for name, column in {**RESULTS_COLUMNS, **MEASURES, **TIME_MEASURES}.items()
-    if column.dtype in {"Int64", "Float64"} and name != "schema_version"
+    if column.dtype in {"Int64", "Float64"} and name not in {"schema_version", "numerics"}
 }
 """What a table can show."""
 
@@ -228,13 +228,13 @@ class TableBuilder:
         bad = self.runs[self.runs["status"] != "done"]
         if bad.empty:
             return None
-        data = bad[["run_id", *self.settings, "seed", "status", "error", "source"]]
+        data = bad[["run_id", *self.settings, "seed", "status", "reason", "source"]]
         frame = pd.DataFrame(
             {
                 "run": bad["run_id"],
                 "settings": run_labels(bad, [*self.settings, "seed"]),
                 "status": bad["status"],
-                "reason": [_reason(error) for error in bad["error"]],
+                "reason": [_reason(error) for error in bad["reason"]],
                 "read in": bad["source"],
             }
         ).astype(str)
@@ -293,7 +293,7 @@ class TableBuilder:
         labels = run_labels(bad, [*self.settings, "seed"])
         notes += [
             f"{status}: {label}: {_reason(error)}"
-            for label, status, error in zip(labels, bad["status"], bad["error"], strict=True)
+            for label, status, error in zip(labels, bad["status"], bad["reason"], strict=True)
         ][:REASONS_SHOWN]
         if len(bad) > REASONS_SHOWN:
             notes.append(f"{len(bad) - REASONS_SHOWN} more runs without results are in failures.")

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
+from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import MB, errors_end_the_command, message_console, output_console
 from fedbw_sweep.errors import ConfigError
@@ -168,7 +169,7 @@ class Preflight(Callback):
 
 def run_cell(cfg: DictConfig) -> None:
     """Do the run a composed config describes: the command's only one, or a launcher's."""
-    _run(RunConfig.from_hydra(cfg), Path(HydraConfig.get().runtime.output_dir))
+    _run(with_contents(RunConfig.from_hydra(cfg)), Path(HydraConfig.get().runtime.output_dir))
 
 
 def run_all() -> None:
@@ -228,14 +229,14 @@ def _run(config: RunConfig, folder: Path) -> None:
                 watcher(row)
 
         record = execute(config, folder, observe)
-    if record.error is None:
+    if record.status == "done":
         first, last = record.rounds[0], record.rounds[-1]
         outcome = (
             f"loss {first['loss']:.3f} -> {last['loss']:.3f}, "
             f"uplink {last['cumulative_uplink_bytes'] / MB:.2f} MB"
         )
     else:
-        outcome = f"[red]failed[/red]: {escape(record.error.strip().splitlines()[-1])}"
+        outcome = f"[red]failed[/red]: {escape(str(record.error).strip().splitlines()[-1])}"
     seconds = sum(row["round_seconds"] for row in record.timing)
     _console.print(f"{_label(config)}: {outcome} ({seconds:.0f} s)")
     _renew_tables(folder)
@@ -270,12 +271,13 @@ def finish() -> int:
     _console.print(f"{_command.folder}/: results.csv, rounds.csv, {FIGURE} and a folder per run")
     failed = mine[mine["status"] == "failed"]
     for _, row in failed.iterrows():
-        _console.print(f"[red]failed[/red] {row['run_id']}: {escape(row['error'].strip())}")
+        _console.print(f"[red]failed[/red] {row['run_id']}: {escape(row['reason'].strip())}")
     return int(len(failed) > 0)
 
 
 def _prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: bool) -> None:
     """Check the folder, the text and the model of every run that is still to do."""
+    cells = [with_contents(cell) for cell in cells]
     folder = Path(OmegaConf.select(config, folder_key))
     _command.cells, _command.folder = list({cell.run_id: cell for cell in cells}.values()), folder
     _command.varying = _varying(_command.cells)

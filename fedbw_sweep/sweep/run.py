@@ -51,6 +51,7 @@ class _Recorder:
     def done(self, end: End, summary: dict[str, Any]) -> None:
         """See `Sink`."""
         self.record.summary, self.record.status = summary, "done"
+        self.record.end, self.record.error = end.how, end.reason
 
 
 def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: None) -> RunRecord:
@@ -63,6 +64,8 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     try:
         backend_of(config.backend).run(Job.of(config), _Recorder(record, observe))
     except FedbwError as error:
+        # Out of a worker a client's divergence comes as the client's reason.
+        record.end = "diverged" if "lower lr" in str(error) else "failed"
         record.error = str(error)
     except Exception:
         record.error = traceback.format_exc()

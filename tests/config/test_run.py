@@ -178,7 +178,7 @@ def test_execution_keys_are_not_science(run_config: Build) -> None:
     [
         path
         for path in sorted(CONF.rglob("*.yaml"))
-        if path.parent.name not in {"experiment", "hydra", "way"}
+        if path.parent.name not in {"experiment", "hydra", "preset"}
     ],
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )

@@ -488,7 +488,7 @@ def test_a_hub_data_set(hub_folder: Path) -> None:
 def test_an_unreachable_hub_says_so_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time, datasets\n"
-        "from fedbw_sweep.data import ConfigError, DataConfig, load_corpus\n"
+        "from fedbw_sweep.data.corpora import ConfigError, DataConfig, load_corpus\n"
         "cfg, start = DataConfig.model_validate_json(sys.argv[1]), time.perf_counter()\n"
         "try: load_corpus(cfg)\n"
         "except ConfigError as error: print(time.perf_counter() - start, error)"

@@ -14,6 +14,7 @@ from fedbw_sweep.records import write as results
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.schema import (
+    AXES,
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
     RESULTS_COLUMNS,
@@ -94,7 +95,7 @@ def test_the_tables_are_rebuilt_from_the_folders(run_config: Build, tmp_path: Pa
     table, rounds = collect(tmp_path)
     assert table["compression"].tolist() == ["none", "none", "topk"]
     assert table["num_clients"].tolist() == [3, 32, 32]
-    assert list(table.columns[:6]) == [*results.AXES, "seed"]
+    assert list(table.columns[:6]) == [*AXES, "seed"]
     assert table["total_bytes"].tolist() == [2**53 + 1] * 3
     assert len(rounds) == 9
     written = pd.read_csv(tmp_path / "results.csv")
@@ -113,7 +114,7 @@ def test_a_failed_run_is_a_row_and_is_run_again(run_config: Build, tmp_path: Pat
     finished(run_config("seed=2")).write(tmp_path)
     table, _ = collect(tmp_path)
     assert table["status"].tolist() == ["failed", "done"]
-    assert table["error"].tolist()[0] == "client 2: loss is nan"
+    assert table["reason"].tolist()[0] == "client 2: loss is nan"
     assert pd.isna(table["total_bytes"][0])
     assert table["total_bytes"].dtype == "Int64"
     assert not is_done(config, tmp_path)
@@ -169,7 +170,9 @@ def test_groups_become_dotted_columns() -> None:
     science = {
         "seed": 1,
         "data": {"name": "text", "alpha": 0.5, "path": None},
-        "compression": {"name": "topk", "_target_": "x.Y", "levels": [1, 2]},
+        "compression": {"name": "topk", "levels": [1, 2]},
+        "server": {"name": "fedavg", "_target_": "torch.optim.SGD"},
+        "optimizer": {"name": "adamw", "_target_": "x.Y"},
     }
     assert config_columns(science) == {
         "seed": 1,
@@ -178,6 +181,9 @@ def test_groups_become_dotted_columns() -> None:
         "data.path": None,
         "compression": "topk",
         "compression.levels": "[1, 2]",
+        "server": "fedavg",
+        "optimizer": "adamw",
+        "optimizer._target_": "x.Y",
     }
 
 
@@ -264,7 +270,7 @@ def test_a_status_of_wrong_types_is_damaged(
         assert f"{path} is damaged" in str(error)  # noqa: PT017
     else:
         assert found["status"] == "missing"
-        assert f"{path} is damaged" in found["error"]
+        assert f"{path} is damaged" in found["reason"]
 
 
 def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path: Path) -> None:

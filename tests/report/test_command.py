@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fedbw_sweep.config.identity import config_columns, science_id
+from fedbw_sweep.config.identity import config_columns, run_id_of
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.report.command import changes, command, overrides, sections_from_columns
 
@@ -63,7 +63,7 @@ def test_a_row_of_results_tells_the_config(run_config: Build, given: tuple[str, 
     for at, config in enumerate(configs):
         told = {key: values[of_row[at]] for key, (of_row, values) in sections.items()}
         assert told == config.science
-        assert science_id(told) == config.run_id  # the types, too
+        assert run_id_of(told, config.numerics) == config.run_id  # the types, too
     assert {key: len(values) for key, (_, values) in sections.items() if len(values) > 1} == {
         "seed": 2
     }

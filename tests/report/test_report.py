@@ -334,9 +334,9 @@ def test_the_killed_and_the_diverged_are_named(sweep: Path, report: Path) -> Non
         }
     assert set(rows) == {KILLED, DIVERGED}
     assert rows[KILLED]["status"] == "missing"
-    assert "never recorded" in rows[KILLED]["error"]
+    assert "never recorded" in rows[KILLED]["reason"]
     assert rows[DIVERGED]["status"] == "failed"
-    assert "held-out loss is nan" in rows[DIVERGED]["error"]
+    assert "held-out loss is nan" in rows[DIVERGED]["reason"]
     text = (report / "tables" / "compression.md").read_text()
     assert "2 of 3: 1 failed" in text
     assert "2 of 3: 1 missing" in text

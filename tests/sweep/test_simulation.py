@@ -235,7 +235,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
     results, _ = collect(folder)
     missing = results[results["status"] == "missing"]
     assert len(missing) == len(results) - len(kept) == 3 - len(kept)
-    assert missing["error"].str.contains("was announced but never recorded").all()
+    assert missing["reason"].str.contains("was announced but never recorded").all()
     printed = sweep(tmp_path, *HALF, "backend.workers=1")
     assert f"{len(kept)} of 3 runs are done" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -248,7 +248,7 @@ def test_a_client_that_diverges_fails_its_run_alone(tmp_path: Path) -> None:
     )
     results = pd.read_csv(tmp_path / "outputs" / "main" / "results.csv")
     assert sorted(results["status"]) == ["done", "failed"]
-    [reason] = results["error"].dropna()
+    [reason] = results["reason"].dropna()
     assert "client" in reason
     assert "loss is nan" in reason
     assert reason in printed

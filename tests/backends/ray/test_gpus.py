@@ -65,10 +65,10 @@ def test_clients_share_a_gpu(
         return RecordDict({"seen": ConfigRecord({"most": most, "gpu": gpu})})
 
     config = config_of(f"num_clients={2 * at_a_time}", f"backend.client_gpus={share}")
+    clients = RayGrid.of(config, app(stay))
     nodes = list(range(2 * at_a_time))  # in full batches
     messages = [Message(RecordDict(), node, "train") for node in nodes]
-    replies = RayGrid.of(config, app(stay)).send_and_receive(messages)
-    seen: list[Any] = [reply.content["seen"] for reply in replies]
+    seen: list[Any] = [r.content["seen"] for r in clients.send_and_receive(messages)]
     assert [dict(each) for each in seen] == [{"most": at_a_time, "gpu": share}] * len(seen)
     assert len(seen) == 2 * at_a_time
 

@@ -1,0 +1,137 @@
+"""Every default and every choice as ``conf/`` states them, read without Hydra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedbw_sweep.config.section import CONF
+
+PACKAGE = "fedbw_sweep."
+
+FORMER_CLASSES = {
+    "server": {
+        "fedavg": "flwr.serverapp.strategy.FedAvg",
+        "fedavgm": "flwr.serverapp.strategy.FedAvgM",
+        "fedadam": "flwr.serverapp.strategy.FedAdam",
+    }
+}
+"""Classes outside the package that its choices named before; `is_own` takes them as today's."""
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads numbers as OmegaConf does: ``1e-3`` is one. OmegaConf itself takes 20 times as long."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one file of ``conf/`` as it stands, its ``defaults`` among its keys."""
+    return dict(yaml.load(path.read_text(encoding="utf-8"), _Loader) or {})
+
+
+@cache
+def groups() -> dict[str, tuple[str, str]]:
+    """Return the keys that a config group fills: key -> its folder in ``conf/``, default choice."""
+    found = {}
+    for entry in read_yaml(CONF / "config.yaml")["defaults"]:
+        for group, choice in entry.items() if isinstance(entry, Mapping) else ():
+            folder, _, key = group.partition("@")
+            if choice is not None and not folder.startswith("override "):
+                found[key or folder] = folder, choice
+    return found
+
+
+@cache
+def top_level() -> dict[str, Any]:
+    """Return the defaults of the keys that no config group fills."""
+    values = read_yaml(CONF / "config.yaml")
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+
+
+@cache
+def offered(key: str) -> tuple[str, ...]:
+    """Name the choices that the package offers for a key, such as ``downlink``."""
+    return tuple(sorted(path.stem for path in (CONF / groups()[key][0]).glob("*.yaml")))
+
+
+@cache
+def choice(key: str, name: str) -> dict[str, Any] | None:
+    """Return a choice's own values, inherited ones too; None if the package does not offer it."""
+    return _composed(CONF / groups()[key][0] / f"{name}.yaml") if name in offered(key) else None
+
+
+def is_own(key: str, section: Mapping[str, Any]) -> bool:
+    """Whether a section is a choice that the package offers, of the class that it offers for it.
+
+    Where a class of the package lives does not matter: it goes by its own name.
+    """
+    name = section.get("name")
+    own = choice(key, name) if isinstance(name, str) else None
+    if own is None:
+        return False
+    target, today = section.get("_target_"), own.get("_target_")
+    if target is None or target == today:
+        return True
+    if target == FORMER_CLASSES.get(groups()[key][0], {}).get(str(name)):
+        return True
+    parts = [str(target).rpartition("."), str(today).rpartition(".")]
+    return parts[0][2] == parts[1][2] and all(f"{p[0]}.".startswith(PACKAGE) for p in parts)
+
+
+def _composed(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    own: dict[str, Any] = {}
+    for base in [*values.pop("defaults", []), "_self_"]:
+        own = _merged(
+            own, values if base == "_self_" else _composed(path.with_name(f"{base}.yaml"))
+        )
+    return own
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Put `new` over `old` as Hydra does: mappings key by key, all else whole."""
+    both = {
+        key: _merged(old[key], value)
+        for key, value in new.items()
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping)
+    }
+    return {**old, **new, **both}
+
+
+def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded config with today's defaults for the keys that it lacks.
+
+    Those of a choice are filled in only where the package offers the choice.
+    """
+    filled = {**_absent(), **science}
+    for key in groups().keys() & filled.keys():
+        if isinstance(filled[key], Mapping) and is_own(key, filled[key]):
+            offered = dict(choice(key, filled[key]["name"]) or {})
+            offered.pop("_target_", None)
+            filled[key] = {**offered, **filled[key]}
+    return filled
+
+
+ADDED = "evaluate_every", "sampling"
+"""Top-level keys that were added after format 2, so that records may lack them."""
+
+
+@cache
+def _absent() -> dict[str, Any]:
+    return {
+        key: {"name": groups()[key][1]} if key in groups() else top_level()[key] for key in ADDED
+    }
+
+
+def plain_defaults() -> dict[str, Any]:
+    """Return the columns of those settings with their defaults."""
+    return {k: v["name"] if isinstance(v, Mapping) else v for k, v in _absent().items()}
