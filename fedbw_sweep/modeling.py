@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from threadpoolctl import threadpool_limits
 from torch import nn
 from transformers import (
@@ -34,6 +33,7 @@ from fedbw_sweep.config import ModelConfig
 from fedbw_sweep.data import Tokenize, Tokens
 from fedbw_sweep.errors import ConfigError, DivergenceError
 from fedbw_sweep.seeding import seed_for
+from fedbw_sweep.training.loss import cross_entropy
 
 BYTE_VOCABULARY = 256
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -8: 1}
@@ -350,7 +350,7 @@ def train(
         stepper = optimizer(trainable, lr=lr)
         start = [p.detach().clone() for p in trainable] if proximal_mu else []
         for batch in _batches(windows, epochs, steps, batch_size, rng):
-            loss = _cross_entropy(model, batch.to(device)).mean()
+            loss = cross_entropy(model, batch.to(device), reduction="mean")
             if not math.isfinite(loss.item()):
                 raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
             losses.append(loss.item())
@@ -381,12 +381,6 @@ def _batches(
         remaining -= per_epoch
 
 
-def _cross_entropy(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """Nats of each predicted token, flat."""
-    logits = model(windows[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none")
-
-
 def heldout_loss(model: nn.Module, windows: Tokens) -> float:
     """Mean cross-entropy in nats per token over fixed windows, shape (n, sequence_length + 1).
 
@@ -399,7 +393,7 @@ def heldout_loss(model: nn.Module, windows: Tokens) -> float:
         torch.set_num_threads(1)
         chunk = torch.from_numpy(windows[start : start + chunk_size].astype(np.int64))
         with torch.inference_mode():
-            return float(_cross_entropy(model, chunk.to(device)).double().sum())
+            return float(cross_entropy(model, chunk.to(device), reduction="none").double().sum())
 
     model.eval()
     device = _device_of(model)

@@ -26,6 +26,7 @@ ORDER = [
     "theory",
     "metering",
     "data",
+    "training.loss",
     "modeling",
     "federated.downlink",
     "prediction",
