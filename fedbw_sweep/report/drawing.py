@@ -22,19 +22,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers."""
 
-
 MARKERS = "os^Dv*P"
-
 
 LINES = "-", "--", "-."
 
-
 CANVASES = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG, ".pdf": FigureCanvasPdf}
-
 
 OTHERS = 100
 """Cells beyond those that a figure draws as lines, evenly from the lowest to the highest loss."""
-
 
 GREY = "0.75"
 

@@ -29,21 +29,16 @@ from fedbw_sweep.report.table import TASKS
 NAMED = 12
 """Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
 
-
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
-
 
 FRONT_SHARE = 1.0
 """Room above a Pareto front, as a share of its height."""
 
-
 PANELS = 4
 """Cells that a figure of bytes by layer shows: the first of each compression, then the second."""
 
-
 UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
-
 
 LOSS = "held-out loss (nats per token)"
 
