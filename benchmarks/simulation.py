@@ -389,10 +389,10 @@ def stages(*arguments: str) -> None:
 
     from fedbw_sweep.__main__ import main
     from fedbw_sweep.backends.ray.backend import RayBackend
-    from fedbw_sweep.sweep import launcher
+    from fedbw_sweep.sweep import preflight
 
     ended("Python, Hydra and pandas are imported")
-    prepare, start = launcher._prepare, RayBackend.start
+    prepare, start = preflight.prepare, RayBackend.start
 
     def checked(*args: Any, **kwargs: Any) -> None:
         ended("the config is composed and validated")
@@ -408,7 +408,7 @@ def stages(*arguments: str) -> None:
         stamp(job, "heldout_loss", "the model is evaluated")
         stamp(Server, "_receive", FIRST_STEP)
 
-    launcher._prepare, RayBackend.start = checked, started  # type: ignore[method-assign]
+    preflight.prepare, RayBackend.start = checked, started  # type: ignore[method-assign]
     folder = tempfile.TemporaryDirectory()
     sys.argv[1:] = [*arguments, *(f"{key}={folder.name}" for key in FOLDERS)]
     # As the first that is registered it is the last that is done.

@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import errors_end_the_command, today
-from fedbw_sweep.sweep.launcher import Checked, finish, run_all, run_cell, stop_showing_progress
+from fedbw_sweep.sweep.launcher import finish, run_all, run_cell
+from fedbw_sweep.sweep.preflight import Checked
+from fedbw_sweep.sweep.progress import stop_showing_progress
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

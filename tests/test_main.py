@@ -14,8 +14,7 @@ from fedbw_sweep import __main__ as cli
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.sweep import launcher as sweep
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweep import launcher, preflight, run
 
 from .conftest import SMALL
 from .local import LocalBackend
@@ -40,8 +39,9 @@ def command(
             super().run(job, sink)
 
     monkeypatch.setattr(run, "backend_of", Backend())
-    monkeypatch.setattr(sweep, "backend_of", Backend())
-    monkeypatch.setattr(sweep, "_command", sweep._Command())
+    monkeypatch.setattr(preflight, "backend_of", Backend())
+    monkeypatch.setattr(launcher, "backend_of", Backend())
+    monkeypatch.setattr(launcher, "command", launcher.Command())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

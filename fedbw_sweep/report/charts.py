@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from fedbw_sweep.report.figure import COLOURS
+from fedbw_sweep.report.drawing import COLOURS
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 

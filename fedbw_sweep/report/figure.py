@@ -6,35 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from fedbw_sweep.console import MB
 from fedbw_sweep.records.labels import run_labels
+from fedbw_sweep.report.drawing import (
+    COLOURS,
+    GREY,
+    add_legend,
+    draw_lines,
+    saved_figure,
+    style_of,
+    styles_of,
+)
 from fedbw_sweep.report.measure import settings_of
 from fedbw_sweep.report.table import TASKS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers."""
-MARKERS = "os^Dv*P"
-LINES = "-", "--", "-."
-CANVASES = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG, ".pdf": FigureCanvasPdf}
-
 NAMED = 12
 """Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
-
-OTHERS = 100
-"""Cells beyond those that a figure draws as lines, evenly from the lowest to the highest loss."""
 
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
@@ -46,8 +39,8 @@ PANELS = 4
 """Cells that a figure of bytes by layer shows: the first of each compression, then the second."""
 
 UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
+
 LOSS = "held-out loss (nats per token)"
-GREY = "0.75"
 
 
 def pareto(final: pd.DataFrame, cost: str) -> pd.Series:
@@ -75,7 +68,7 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     with _task_rows(paths, curves, columns=2) as (panels, tasks):
         for row, (_, own) in zip(panels, tasks, strict=True):
             for axes, sent, label in zip(row, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
-                _lines(axes, own[own[sent] > 0], sent, "loss", named)
+                draw_lines(axes, own[own[sent] > 0], sent, "loss", named)
                 axes.set(xscale="log", xlabel=f"cumulative {label}")
 
 
@@ -87,7 +80,7 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     learn; what lies beyond is counted.
     """
     final = _final(curves)
-    styles = _styles(final, named_cells(final))
+    styles = styles_of(final, named_cells(final))
     with _task_rows(paths, final, columns=2) as (panels, tasks):
         for row, (_, own) in zip(panels, tasks, strict=True):
             _front(row, own, styles)
@@ -129,14 +122,14 @@ def _front(
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
     shown, named = curves[curves["round"] > 0], named_cells(curves)
-    with _figure(paths, columns=2, share_y=True) as panels:
+    with saved_figure(paths, columns=2, share_y=True) as panels:
         for axes, direction in zip(panels, ("up", "down"), strict=True):
-            _lines(axes, shown[shown[direction] > 0], "round", direction, named)
+            draw_lines(axes, shown[shown[direction] > 0], "round", direction, named)
             axes.set(yscale="log", title=f"{direction}link")
             axes.set_xlabel("communication round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panels[0].set_ylabel("payload (MB per round, log scale)")
-        _legend(panels)
+        add_legend(panels)
 
 
 def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> None:
@@ -170,7 +163,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
         names.append(f"{len(largest) - TENSORS} other tensors")
     rows = -(-len(shown) // 2)  # two side by side: a figure no wider than a page stays readable
     height = rows * (0.9 + 0.16 * len(names))
-    with _figure(paths, columns=min(2, len(shown)), rows=rows, height=height) as panels:
+    with saved_figure(paths, columns=min(2, len(shown)), rows=rows, height=height) as panels:
         for spare in panels[len(shown) :]:
             spare.remove()
         for axes, cell in zip(panels, shown, strict=False):
@@ -189,7 +182,7 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
             assert place is not None
             axes.tick_params(axis="y", labelsize=7, labelleft=place.is_first_col())
             axes.invert_yaxis()
-        _legend(panels)
+        add_legend(panels)
 
 
 def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> None:
@@ -225,7 +218,7 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     named = [cell for _, own in _by_task(best) for cell in own["loss"].nsmallest(share).index]
     with _task_rows(paths, points, columns=1) as (panels, tasks):
         for [axes], (task, own) in zip(panels, tasks, strict=True):
-            _lines(axes, own, "epochs", "loss", named)
+            draw_lines(axes, own, "epochs", "loss", named)
             axes.set(xlabel=f"local epochs, at {budgets[task]:,.2f} MB of uplink")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
@@ -241,11 +234,11 @@ def rate_distortion(codecs: pd.DataFrame, *paths: Path) -> None:
         Where to save; the suffix chooses the format.
     """
     lossy = codecs[codecs["nmse"] > 0]
-    with _figure(paths, columns=1, height=5.0) as [axes]:
+    with saved_figure(paths, columns=1, height=5.0) as [axes]:
         families = lossy.groupby(lossy["method"].str.split().str[0], sort=False)
         for style, (family, points) in enumerate(families):
             line = points.sort_values("bits")
-            colour, marker, dashes = _style(style)
+            colour, marker, dashes = style_of(style)
             axes.plot(
                 line["bits"], line["nmse"], color=colour, marker=marker, linestyle=dashes,
                 markersize=5, linewidth=1.1, label=family,
@@ -292,136 +285,15 @@ def _task_rows(
     """Yield a row of panels, which share an axis of losses, for each task; name it if several."""
     tasks = _by_task(table)
     height = 3.2 if len(tasks) == 1 else 2.8 * len(tasks)
-    with _figure(paths, columns, rows=len(tasks), height=height, share_y=True) as panels:
+    with saved_figure(paths, columns, rows=len(tasks), height=height, share_y=True) as panels:
         rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
         yield rows, tasks
         for row, (task, _) in zip(rows, tasks, strict=True):
             row[0].set_ylabel(LOSS)
             if len(tasks) > 1:
                 row[0].set_title(fill(task, 40 * columns), loc="left", fontsize=8)
-        _legend(panels)
+        add_legend(panels)
 
 
 def _final(curves: pd.DataFrame) -> pd.DataFrame:
     return curves.drop_duplicates("cell", keep="last").reset_index(drop=True)
-
-
-def _lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -> None:
-    """Draw a line per cell, a band of `sd` where `y` is the loss; grey if not named."""
-    others = curves[~curves["cell"].isin(named)]
-    if len(others):
-        ranked = others.drop_duplicates("cell", keep="last").sort_values("loss")["cell"]
-        places = np.linspace(0, len(ranked) - 1, min(len(ranked), OTHERS)).astype(int)
-        shown = others[others["cell"].isin(ranked.iloc[places])]
-        last = ~shown["cell"].duplicated(keep="last").to_numpy()
-        points = np.insert(
-            shown[[x, y]].to_numpy(float), np.flatnonzero(last) + 1, np.nan, axis=0
-        )  # a gap ends a line
-        axes.plot(*points.T, color=GREY, linewidth=0.4, zorder=1)
-        some = f"{len(places):,} of " if len(places) < len(ranked) else ""
-        axes.plot([], [], color=GREY, linewidth=1, label=f"{some}{len(ranked):,} others")
-    for cell, (colour, marker, dashes) in _styles(curves, named).items():
-        line = curves[curves["cell"] == cell]
-        axes.plot(
-            line[x], line[y], color=colour, marker=marker, linestyle=dashes, markersize=4,
-            linewidth=1.3, markevery=0.15 if len(line) > 10 else None, label=cell,
-        )  # fmt: skip
-        if y == "loss" and line["sd"].any():
-            low, high = line[y] - line["sd"], line[y] + line["sd"]
-            axes.fill_between(line[x], low, high, color=colour, alpha=0.2, linewidth=0)
-
-
-def _styles(curves: pd.DataFrame, named: list[str]) -> dict[str, tuple[str, str, str]]:
-    cells = curves["cell"].drop_duplicates()
-    return {cell: _style(place) for place, cell in enumerate(cells[cells.isin(named)])}
-
-
-def _style(place: int) -> tuple[str, str, str]:
-    """Return another marker and dash each time the colours start again: no two look alike."""
-    again = place // len(COLOURS)
-    marker = MARKERS[(place + again) % len(MARKERS)]
-    return COLOURS[place % len(COLOURS)], marker, LINES[again % len(LINES)]
-
-
-def _legend(panels: Sequence[Axes]) -> None:
-    """Put one legend of all panels below them, as wide as fits, and make room for it.
-
-    Settings that all its cells have in common are said once, above it.
-    """
-    drawn = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    cells = [label.split(", ") for label in drawn if "=" in label]
-    alike = (
-        [part for part in cells[0] if all(part in parts for parts in cells[1:])] if cells else []
-    )
-    common = [part for part in alike if "=" in part and " " not in part] if len(cells) > 1 else []
-    handles = {
-        fill(", ".join(part for part in label.split(", ") if part not in common), 88): handle
-        for label, handle in drawn.items()
-    }
-    figure = panels[0].get_figure(root=True)
-    assert figure is not None
-    for columns in range(min(4, len(handles)), 0, -1):
-        legend = figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", frameon=False,
-            ncols=columns, columnspacing=1.2, title=fill(", ".join(common), 90),
-            title_fontsize="small",
-        )  # fmt: skip
-        size = legend.get_window_extent()
-        if columns == 1 or size.width < figure.bbox.width:
-            figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
-            return
-        legend.remove()
-
-
-def _log_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis in plain numbers, as many as there is room for."""
-    low, high = axis.get_view_interval()
-    if high > 100 * low:
-        axis.set_major_locator(LogLocator(numticks=6))
-    else:
-        wide = high > 5 * low
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(4))
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(lambda value, _: f"{value:,.12g}" if value < 1e6 else f"{value:g}")
-    axis.set_minor_formatter(lambda value, _: "")
-
-
-@contextmanager
-def _figure(
-    paths: Sequence[Path],
-    columns: int,
-    rows: int = 1,
-    height: float = 3.2,
-    share_y: bool = False,
-) -> Iterator[Sequence[Axes]]:
-    """Yield panels side by side and save them; the same data gives the same files."""
-    style: Any = {
-        "font.size": 9, "agg.path.chunksize": 10000, "svg.fonttype": "none",
-        "svg.hashsalt": "fedbw", "pdf.fonttype": 42,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.0, height), dpi=150, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)  # type: ignore[call-arg,union-attr]
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, sharey="row" if share_y else False, squeeze=False)
-        panels = grid.ravel().tolist()
-        yield panels
-        for axes in panels:
-            axes.grid(visible=True, which="major", color="0.9")
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-            for axis in (axes.xaxis, axes.yaxis):
-                if axis.get_scale() == "log":
-                    _log_ticks(axis)
-        figure.draw_without_rendering()  # lay out once, not for every format
-        figure.set_layout_engine("none")
-        dpi = figure.dpi
-        for path in paths:  # savefig would draw each twice, to lay out again
-            figure.dpi = dpi  # vector formats leave theirs
-            canvas: Any = CANVASES[path.suffix](figure)
-            date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
-            getattr(canvas, f"print_{path.suffix[1:]}")(path, metadata=date)

@@ -21,9 +21,7 @@ from fedbw_sweep.config.section import CONF
 VALUES = {name for name in RunConfig.model_fields if not (CONF / name).is_dir()}
 """Keys that no config group fills."""
 
-
 GROUPS = set(RunConfig.model_fields) - VALUES
-
 
 COMPOSED = re.compile(r"^(# @package|defaults:)", re.MULTILINE)
 """In a choice's file: it sets keys outside its section, or builds on other files."""

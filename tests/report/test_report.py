@@ -743,13 +743,13 @@ def test_local_epochs_are_compared_at_equal_bytes(
 ) -> None:
     epochs_sweep(tmp_path, run_config)
     records = load_records(tmp_path, messages=False)
-    lines, drawn = figure._lines, []
+    lines, drawn = figure.draw_lines, []
 
     def draw(axes: Axes, points: pd.DataFrame, *rest: Any) -> None:
         drawn.append(points)
         lines(axes, points, *rest)
 
-    monkeypatch.setattr(figure, "_lines", draw)
+    monkeypatch.setattr(figure, "draw_lines", draw)
     curves = cell_curves(records.results, records.rounds)
     figure.local_epochs(records.results, curves, tmp_path / "epochs.svg")
     assert len(drawn) == 2  # a panel for each way to deal the text
