@@ -127,8 +127,8 @@ def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
                 if name != "_target_" and value != MANDATORY
             }
             filled[key] = defaults | {
-                name: float(value)  # 4 stands for the same value as 4.0
-                if type(value) is int and type(offered.get(name)) is float
+                name: float(value)  # a class's 4 is its 4.0; sections see to it
+                if "_target_" in offered and type(value) is int and type(offered.get(name)) is float
                 else value
                 for name, value in section.items()
             }
