@@ -2,9 +2,10 @@
 
 A FOLDER is a sweep, with a folder for each run, or a recorded page: a ``results.csv`` with its
 ``rounds.csv`` alone. Runs get the ids that format 3 gives them at the numerics that they were made
-at, 2, so that today's code goes on with the sweep or verifies the run wherever that is today's
-numerics too. Each run's folder is written beside its new place and renamed there. What is damaged
-or of another format is named and left alone; to migrate twice changes nothing.
+at, 2: they are read, tabulated and verified within the tolerance of ``verify``, but not gone on
+with, since today's numbers are others. Each run's folder is written beside its new place and
+renamed there. What is damaged or of another format is named and left alone; to migrate twice
+changes nothing.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def heldout_loss(model: nn.Module, windows: Tokens) -> float:
         torch.set_num_threads(1)
         chunk = torch.from_numpy(windows[start : start + chunk_size].astype(np.int64))
         with torch.inference_mode():
-            return float(cross_entropy(model, chunk.to(device)).double().sum())
+            return float(cross_entropy(model, chunk.to(device), reduction="none").double().sum())
 
     model.eval()
     device = device_of(model)

@@ -80,7 +80,7 @@ def train(
         stepper = optimizer(trainable, lr=lr)
         start = [p.detach().clone() for p in trainable] if proximal_mu else []
         for batch in _batches(windows, epochs, steps, batch_size, rng):
-            loss = cross_entropy(model, batch.to(device)).mean()
+            loss = cross_entropy(model, batch.to(device), reduction="mean")
             if not math.isfinite(loss.item()):
                 raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
             losses.append(loss.item())

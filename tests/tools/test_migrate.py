@@ -14,7 +14,7 @@ from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import load
-from fedbw_sweep.records.write import is_done
+from fedbw_sweep.records.write import is_done, read_status
 from tests.records.test_write import finished
 from tools.migrate import main
 
@@ -41,7 +41,7 @@ def old_run(config: RunConfig, sweep: Path) -> Path:
     return folder
 
 
-def test_a_sweep_goes_on_after_it(
+def test_a_sweep_is_read_as_format_3_after_it(
     run_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = run_config("compression=ecsq", "compression.norm_correction=true")
@@ -51,12 +51,14 @@ def test_a_sweep_goes_on_after_it(
     assert (read["numerics"], read["end"], read["schema_version"]) == (2, "rounds", 2)
     assert main([str(tmp_path)]) == 0
     today = with_contents(config)
-    assert is_done(today, tmp_path)
+    assert not is_done(today, tmp_path), "today's numbers are others: numerics 3"
     [migrated] = load(tmp_path).to_dict("records")
     assert migrated["run_id"] == run_id_of(today.science, 2)
     assert migrated["schema_version"] == 3
     assert migrated["loss"] == read["loss"]
-    recorded = yaml.safe_load((tmp_path / today.run_id / "config.yaml").read_text())
+    place = tmp_path / migrated["run_id"]
+    assert (read_status(place) or {})["status"] == "done"
+    recorded = yaml.safe_load((place / "config.yaml").read_text())
     assert recorded == today.science
     assert not list(tmp_path.glob(".*"))
     capsys.readouterr()
