@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fedbw_sweep"
 
 ORDER = [
     "errors",
+    "extras",
     "seeding",
     "environment",
     "config.renames",
