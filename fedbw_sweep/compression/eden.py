@@ -13,8 +13,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import unit_for
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
 

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, book, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, book, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.feedback import State
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.errors import ConfigError
 
 _RIGHT = "right_factors"

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.sparse import kept_count
 from fedbw_sweep.errors import ConfigError, PayloadError
 

@@ -7,8 +7,8 @@ from math import pi
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.eden import Eden, hadamard
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 LLOYD_MAX = {1: 1 - 2 / pi, 2: 0.1175, 3: 0.03454, 4: 0.009497, 8: 4.1e-5}
