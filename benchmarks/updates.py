@@ -16,9 +16,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fedbw_sweep.codecs import BenchConfig, error
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.eden import Eden
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ
 from fedbw_sweep.config import CONF, ModelConfig
 from fedbw_sweep.data import Tokens, federate, load_corpus, windows

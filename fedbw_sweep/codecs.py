@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from safetensors import SafetensorError
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config import (
     CONF,
     CompressionConfig,

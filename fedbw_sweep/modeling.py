@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config import ModelConfig
 from fedbw_sweep.data import Tokenize, Tokens
 from fedbw_sweep.errors import ConfigError, DivergenceError

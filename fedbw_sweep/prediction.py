@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config import CompressionConfig, RunConfig
 from fedbw_sweep.federated.downlink import expected_update_bytes, update_bytes_sent
 from fedbw_sweep.seeding import dropped_out

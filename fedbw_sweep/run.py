@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedbw_sweep.compression.base import FloatVector
+from fedbw_sweep.compression.layout import FloatVector
 from fedbw_sweep.config import EXECUTION_KEYS, DataConfig, ModelConfig, RunConfig
 from fedbw_sweep.data import FederatedText, federate
 from fedbw_sweep.errors import DivergenceError, FedbwError

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fedbw_sweep import codecs
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.config import CompressionConfig
 from fedbw_sweep.errors import ConfigError
 

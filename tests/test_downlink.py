@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbw_sweep import run
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config import CONF, ClientsConfig, RunConfig
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federated import client as client_side

@@ -11,7 +11,7 @@ import pytest
 
 from fedbw_sweep import peers
 from fedbw_sweep.codecs import error
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.peers import Codec
 
 LAYOUT = Layout((TensorSpec("a", (40, 51)), TensorSpec("bias", (40,)), TensorSpec("b", (7, 300))))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbw_sweep import codecs, run
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.config import CONF, CompressionConfig, RunConfig
 from fedbw_sweep.layouts import find_layout
 from fedbw_sweep.network import expected_round_seconds

@@ -24,7 +24,8 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from hydra.utils import get_class
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
+from fedbw_sweep.compression.base import all_finite
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config import RunConfig
 from fedbw_sweep.errors import ClientError, ConfigError, DivergenceError
 from fedbw_sweep.federated.downlink import downlink
