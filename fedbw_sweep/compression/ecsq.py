@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log2, prod, sqrt
+from math import frexp, inf, ldexp, log2, prod, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from fedbw_sweep.compression.base import Compressor, Known
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.exact import PER_OCTAVE, exp2
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
 from fedbw_sweep.compression.quantiser import (
     BITS,
@@ -116,7 +117,6 @@ def add_signs(decoder: Decoder, magnitudes: Ints, part: str, counts: Ints) -> No
     magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1, part, nonzero)
 
 
-_PER_OCTAVE = 128
 _STEP_CODES = 1 << 16
 _STEPS = 1e-5, 1e5  # the finest and coarsest step that a target is sought between, in rms
 _ATTEMPTS = 12
@@ -133,11 +133,11 @@ Attempt = Callable[[float], tuple[bytes, float]]
 
 def _step(code: int) -> float:
     """Return the step of a 16-bit code: 128 to the octave, over the range of float32 and more."""
-    return float(2.0 ** (code / _PER_OCTAVE - 256))
+    return float(exp2(code - 256 * PER_OCTAVE))
 
 
 def _step_code(step: float) -> int:
-    return min(_STEP_CODES - 1, max(0, round((log2(step) + 256) * _PER_OCTAVE)))
+    return min(_STEP_CODES - 1, max(0, round((log2(step) + 256) * PER_OCTAVE)))
 
 
 def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
@@ -153,7 +153,7 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
 
 
 def _gains(codes: Ints) -> FloatVector:
-    return np.exp2((codes - _MOST_GAIN) / _MOST_GAIN).astype(np.float32)
+    return exp2((codes - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(np.float32)
 
 
 def _energy(values: FloatVector) -> float:
@@ -219,8 +219,9 @@ class ECSQ(Compressor):
         if energy == 0:
             return b""
         rms, rows = sqrt(energy / update.size), Rows(layout)
-        unit = np.empty_like(update)
-        np.divide(update, rms, out=unit, dtype=np.float64, casting="same_kind")
+        half = ldexp(1.0, frexp(rms)[1] // 2)  # in two steps, of which none leaves float32
+        unit = update * np.float32(1 / half)
+        unit *= np.float32(half / rms)
         prepared = self._prepare(unit, layout, rng)
         measured = self.norm_correction or self.target_nmse is not None
 
@@ -251,7 +252,7 @@ class ECSQ(Compressor):
     def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
         """Return the payload that meets the target most closely, by safeguarded secant steps."""
         low, high = (float(_step_code(step * rms)) for step in _STEPS)
-        code, slope, closest, best = float(_step_code(rms)), 1.0 / _PER_OCTAVE, -inf, b""
+        code, slope, closest, best = float(_step_code(rms)), 1.0 / PER_OCTAVE, -inf, b""
         last: tuple[float, float] | None = None
         for _ in range(_ATTEMPTS):
             payload, nmse = attempt(code)
@@ -268,7 +269,7 @@ class ECSQ(Compressor):
             if high - low <= _CLOSE:
                 break
             if last:
-                slope = max(0.1 / _PER_OCTAVE, (growing - last[1]) / (code - last[0]))
+                slope = max(0.1 / PER_OCTAVE, (growing - last[1]) / (code - last[0]))
             last = code, growing
             aim = code - (growing + (1 if self.target_nmse else -1) * _TOLERANCE / 2) / slope
             code = aim if low < aim < high else (low + high) / 2

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbw_sweep.compression.exact import PER_OCTAVE, Integers, Multiplier, exp2, product_blocks
 from fedbw_sweep.compression.layout import FloatVector, Ints
 from fedbw_sweep.compression.quantiser import (
     BITS,
@@ -40,8 +41,10 @@ _PRICE = 0.8 * SLOPE, 0.4 * SLOPE
 """Error that a bit of a component is worth: contexts make it cheaper than `BITS` reckons."""
 
 _LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
-_REFITS = 2  # of each factor, to suit the other as it was rounded
+OVERSAMPLING = 16  # components sought beyond the most that are used
+_FITS = 2  # of each factor, to suit the other as it was rounded
 _DESCENTS = 8  # to a target; the more, the fewer bits
+_VALUE_BITS = 26  # of a factor's entries as it descends
 _CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
 MAX_GAIN = 127
 MAX_COARSENESS = 63
@@ -69,12 +72,12 @@ class Factors:
 
     def __init__(self, shape: tuple[int, ...], coarseness: int, gain: Ints) -> None:
         self.shape, self.coarseness, self.gain = shape, coarseness, gain
-        self.step = np.float32(2 ** (coarseness / 2))
+        self.step = np.float32(exp2(coarseness * PER_OCTAVE // 2))
         # The entries of a unit vector of n have mean square 1 / n.
         spread = np.array([[_rounded_log2(n)] for n in shape])
         self.classes = np.clip(gain + 8 - spread, 0, CLASSES - 1)  # of scale: (2, rank)
         self.threshold, self.shift = THRESHOLD[self.classes], SHIFT[self.classes]
-        self.shrink = np.exp2(-0.5 * gain).astype(np.float32)
+        self.shrink = exp2(-gain * PER_OCTAVE // 2).astype(np.float32)
         self.levels = np.zeros((sum(shape), len(gain)), np.int32)  # the left above the right
         self.parts = self.levels[: shape[0]], self.levels[shape[0] :]
 
@@ -84,17 +87,27 @@ class Factors:
         factor *= self.shrink
         return factor
 
-    def fit(self, side: int, matrix: FloatVector) -> None:
-        """Quantise the factor that, given the other, best completes the transposed matrix."""
-        other = self.unit(1 - side)
-        gram = other.T @ other
-        gram.flat[:: len(gram) + 1] += 1e-5
-        inverse: FloatVector = np.linalg.inv(gram).astype(np.float32)
-        best: FloatVector = matrix.T @ other @ (inverse / self.step)
-        self.parts[side][:] = quantise(best, self.threshold[side])
+    def fit(self, side: int, matrix: Multiplier, scale: float) -> None:
+        """Quantise the factor that, given the other, best completes `matrix` times `scale`."""
+        other = Integers(self.unit(1 - side), matrix.bits)
+        inverse = np.linalg.inv(_regular(other.gram()))
+        if side:  # the left side is the shorter: what is small is multiplied there
+            values, unit = matrix.transposed_times(other.times(inverse, matrix.bits))
+        else:
+            values, unit = matrix.times(other)
+            best = Integers(values, matrix.bits, unit).times(inverse, matrix.bits)
+            values, unit = best.values, best.unit
+        values *= unit * scale / self.step
+        self.parts[side][:] = quantise(values.astype(np.float32), self.threshold[side])
 
     def descend(
-        self, side: int, matrix: FloatVector, contexts: Ints, extra_bits: FloatVector, price: float
+        self,
+        side: int,
+        matrix: Multiplier,
+        scale: float,
+        contexts: Ints,
+        extra_bits: FloatVector,
+        price: float,
     ) -> None:
         """Choose each entry of a factor anew, given all others: where error and bits cost least.
 
@@ -102,75 +115,107 @@ class Factors:
         ----------
         side : int
             0 for the left factor.
-        matrix : ndarray, shape (entries of the other factor, entries of this one)
-            What the product should be.
+        matrix, scale
+            What the product should be: `matrix` times `scale`, in steps of the update.
         contexts : ndarray of int, shape (entries, rank)
             What each entry will be coded by.
         extra_bits, price
             See `quantise_to_rate`.
         """
-        other = self.unit(1 - side)
-        gram = other.T @ other
-        gram.flat[:: len(gram) + 1] += 1e-5
-        aim = other.T @ (matrix / self.step)  # (rank, entries)
+        other = Integers(self.unit(1 - side), matrix.bits)
+        square = _regular(other.gram())
         shift, levels = self.shift[side], self.parts[side]
-        values = np.ascontiguousarray(dequantise(levels, shift).T)
-        for j in range(len(gram)):
-            free = values[j] + (aim[j] - gram[j] @ values) / gram[j, j]
+        values = dequantise(levels, shift).astype(np.float64)  # (entries, rank)
+        # Half of what the squared error falls by as an entry grows.
+        slope, unit = matrix.transposed_times(other) if side else matrix.times(other)
+        slope *= unit * scale / self.step
+        predicted = Integers(values.copy(), _VALUE_BITS).times(square, _VALUE_BITS)
+        slope -= predicted.values * predicted.unit
+        for j in range(len(square)):
+            free = (values[:, j] + slope[:, j] / square[j, j]).astype(np.float32)
             levels[:, j] = quantise_to_rate(
-                free, contexts[:, j], shift[j], extra_bits, price / gram[j, j]
+                free, contexts[:, j], shift[j], extra_bits, price / square[j, j]
             )
-            values[j] = dequantise(levels[:, j], shift[j])
+            change = dequantise(levels[:, j], shift[j]) - values[:, j]
+            moved = np.flatnonzero(change)
+            slope[moved] -= change[moved, None] * square[j]
+            values[moved, j] += change[moved]
 
-    def product(self) -> FloatVector:
-        """Return the matrix in steps of the update."""
+    def product(self, across: bool) -> Iterator[tuple[slice, FloatVector]]:
+        """Yield the matrix in steps of the update, or its transpose, by blocks of rows."""
         right = dequantise(self.parts[1], self.shift[1]) * self.step
-        matrix: FloatVector = self.unit(0) @ right.T
-        return matrix
+        factors = self.unit(0), right
+        return product_blocks(*(factors[::-1] if across else factors))
+
+
+def _regular(square: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keep the inner products of unit vectors away from a singular matrix; changes them."""
+    square.flat[:: len(square) + 1] += 1e-5
+    return square
 
 
 class Spectrum:
     """Leading singular components of a matrix, found when asked for, at any scale."""
 
-    def __init__(self, matrix: FloatVector, sketch: FloatVector) -> None:
-        flat = matrix.ravel(order="K")
-        self.matrix, self.sketch, self.energy = matrix, sketch, float(np.dot(flat, flat))
-        self.most = min(len(matrix), sketch.shape[1])
-        self._known: dict[int, tuple[FloatVector, NDArray[np.float64]]] = {}
+    def __init__(self, matrix: FloatVector, sketch: NDArray[np.int8], max_rank: int) -> None:
+        self.shape, self.sketch = matrix.shape, sketch
+        self.energy = float(np.einsum("ij,ij->", matrix, matrix))
+        self.matrix = Multiplier(matrix)
+        self.max_rank, self.most = max_rank, min(len(matrix), sketch.shape[1])
+        self._known: dict[int, tuple[Integers, NDArray[np.float64], NDArray[np.float64]]] = {}
 
-    def leading(self, count: int) -> tuple[FloatVector, NDArray[np.float64]]:
-        """Return left singular vectors times values, and values, by a randomised SVD.
+    def leading(self, count: int) -> tuple[Integers, NDArray[np.float64], NDArray[np.float64]]:
+        """Return singular values, and what right vectors times values are the product of.
 
-        Halko et al. 2011, arXiv 0909.4061, with half a power iteration.
+        By a randomised SVD (Halko et al. 2011, arXiv 0909.4061). LAPACK is given matrices of
+        `count` rows only.
+
+        Returns
+        -------
+        combined : Integers, shape (columns, count)
+        rotation : ndarray, shape (count, count)
+        values : ndarray, shape (count,)
+            Descending.
         """
         if count not in self._known:
-            sketch = self.sketch[: self.matrix.shape[1], :count]
-            right = self.matrix.T @ np.linalg.qr(self.matrix @ sketch)[0]
-            squares, rotation = np.linalg.eigh(right.T @ right)
-            squares = np.maximum(squares[::-1], squares[-1] * 1e-9 + 1e-30)
-            left = self.matrix @ (right @ (rotation[:, ::-1] / np.sqrt(squares)))
-            values = np.sqrt(np.square(left).sum(axis=0), dtype=np.float64)
-            self._known[count] = left, values
+            bits = self.matrix.bits
+            sketch = Integers(self.sketch[: self.shape[1], :count], bits)
+            values, unit = self.matrix.times(sketch)
+            seen = Integers(values, bits, unit)
+            # Orthonormal, but for directions of next to nothing.
+            square = seen.gram()
+            square.flat[:: count + 1] += 1e-12 * square.trace() + 1e-30
+            basis = seen.times(np.linalg.inv(np.linalg.cholesky(square)).T, bits)
+            values, unit = self.matrix.transposed_times(basis)
+            combined = Integers(values, bits, unit)
+            squares, rotation = np.linalg.eigh(combined.gram())
+            # The basis lacks what lies evenly in all other directions, of vectors too.
+            lacking = max(0.0, self.energy - squares.sum()) / self.shape[1]
+            singular = np.sqrt(np.maximum(squares[::-1], 0) + lacking)
+            self._known[count] = combined, rotation[:, ::-1], singular
         return self._known[count]
 
-    def quantise(self, matrix: FloatVector, scale: float, descends: bool) -> Factors:
-        """Return the low-rank part of `matrix`, which is this one times `scale`, in steps."""
-        for count in (min(max(8, int(_LOOK * scale)), self.most), self.most):
-            left, values = self.leading(count)
+    def quantise(self, scale: float, descends: bool) -> Factors:
+        """Return the low-rank part of the matrix times `scale`, in steps."""
+        count = min(max(8, int(_LOOK * scale)), self.most)
+        while True:
+            combined, rotation, values = self.leading(count)
             values = values * scale
-            above = values[: np.count_nonzero(values > 1)]
-            rank, coarseness = choose_rank(above, self.energy * scale**2, matrix.shape, descends)
-            if 3 * rank < 2 * count:
+            above = values[: min(self.max_rank, np.count_nonzero(values > 1))]
+            rank, coarseness = choose_rank(above, self.energy * scale**2, self.shape, descends)
+            if 3 * rank < 2 * count or count == self.most:
                 break
+            count = min(2 * count, self.most)
         octaves = np.log2(values[:rank]) - coarseness / 2
         gain = np.clip(np.rint(2 * octaves), 0, MAX_GAIN).astype(np.int64)
-        part = Factors(matrix.shape, coarseness, np.minimum.accumulate(gain))
-        start = left[:, :rank] * (np.float32(scale) / part.step)
-        part.parts[0][:] = quantise(start, part.threshold[0])
-        part.fit(1, matrix)
-        for _ in range(_REFITS):
-            part.fit(0, matrix.T)
-            part.fit(1, matrix)
+        part = Factors(self.shape, coarseness, np.minimum.accumulate(gain))
+        if not rank:
+            return part
+        right = combined.times(rotation[:, :rank], self.matrix.bits)
+        right.values *= right.unit * scale / part.step
+        part.parts[1][:] = quantise(right.values.astype(np.float32), part.threshold[1])
+        for side in (0, 1) * _FITS:
+            part.fit(side, self.matrix, scale)
         return part
 
 
@@ -205,11 +250,11 @@ def choose_rank(
     # Few coarsenesses occur; at each, what the components up to every rank cost together.
     kinds, kind = np.unique(half_octaves, return_inverse=True)
     step = 2 ** (kinds[:, None] / 2)
+    sides = np.reshape(shape, (2, 1, 1))
+    each_bits, each_error = _cost(np.square(values / step) / sides)  # (sides, kinds, most)
     bits, error = np.zeros((2, len(kinds), len(rest)))
-    for n in shape:
-        each_bits, each_error = _cost(np.square(values / step) / n)
-        bits[:, 1:] += n * np.cumsum(each_bits, axis=1)
-        error[:, 1:] += n * np.cumsum(each_error, axis=1) * step**2
+    np.cumsum((sides * each_bits).sum(axis=0), axis=1, out=bits[:, 1:])
+    np.cumsum((sides * each_error).sum(axis=0) * step**2, axis=1, out=error[:, 1:])
     ranks = np.arange(len(rest))
     bits, error = bits[kind, ranks], error[kind, ranks]
     rest_bits, rest_error = _cost(rest + error / size)
@@ -274,7 +319,7 @@ def divide(values: NDArray[Any], blocks: list[NDArray[Any]]) -> None:
         at += block.size
 
 
-def refine(parts: list[Factors], matrices: list[FloatVector], price: float) -> None:
+def refine(parts: list[Factors], matrices: list[Multiplier], scale: float, price: float) -> None:
     """Descend, matrix by matrix and factor by factor, to where error and bits cost least."""
     for _ in range(_DESCENTS):
         known = Contexts(parts)
@@ -286,6 +331,5 @@ def refine(parts: list[Factors], matrices: list[FloatVector], price: float) -> N
             levels_of(parts), np.concatenate([each.ravel() for each in of_parts])
         )
         for part, matrix, contexts in zip(parts, matrices, of_parts, strict=True):
-            left, right = np.split(contexts, [len(matrix)])
-            part.descend(0, matrix.T, left, extra_bits, price)
-            part.descend(1, matrix, right, extra_bits, price)
+            for side, own in enumerate(np.split(contexts, part.shape[:1])):
+                part.descend(side, matrix, scale, own, extra_bits, price)

@@ -19,6 +19,7 @@ from fedbw_sweep.compression.ecsq import ECSQ, add_signs
 from fedbw_sweep.compression.factors import (
     MAX_COARSENESS,
     MAX_GAIN,
+    OVERSAMPLING,
     Contexts,
     Factors,
     Spectrum,
@@ -42,6 +43,14 @@ def _matrices(vector: FloatVector, layout: Layout) -> Iterator[FloatVector]:
         if is_matrix(tensor):
             matrix = array.reshape(-1, tensor.shape[-1])
             yield matrix if len(matrix) <= tensor.shape[-1] else matrix.T
+
+
+def _product(part: Factors, matrix: FloatVector) -> Iterator[tuple[FloatVector, FloatVector]]:
+    """Yield blocks of a matrix as it lies in memory, each with what its factors add to it."""
+    across = not matrix.flags.c_contiguous
+    whole = matrix.T if across else matrix
+    for rows, block in part.product(across):
+        yield whole[rows], block
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,10 @@ class LowRankECSQ(ECSQ):
     def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
         matrices = list(_matrices(unit, layout))
         rows, cols = np.array([(0, 0), *(matrix.shape for matrix in matrices)]).max(axis=0)
-        sketch = rng.standard_normal((cols, min(rows, self.max_rank)), np.float32)
-        return [Spectrum(matrix, sketch) for matrix in matrices]
+        sketch = rng.integers(-127, 128, (cols, min(rows, self.max_rank + OVERSAMPLING)), np.int8)
+        spectra = (Spectrum(matrix, sketch, self.max_rank) for matrix in matrices)
+        # For one step, a matrix at a time is held in float64.
+        return list(spectra) if self._to_target else spectra
 
     def _put(
         self,
@@ -95,16 +106,13 @@ class LowRankECSQ(ECSQ):
         price: float | None,
     ) -> None:
         matrices = list(_matrices(values, layout))
-        parts = [
-            spectrum.quantise(matrix, scale, price is not None)
-            for matrix, spectrum in zip(matrices, prepared, strict=True)
-        ]
+        parts = [spectrum.quantise(scale, price is not None) for spectrum in prepared]
         ranks = np.array([len(part.gain) for part in parts])
         encoder.integers(ranks)
         used = [part for part in parts if len(part.gain)]
         if used and price is not None:
-            coded = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
-            refine(used, coded, price)
+            coded = [spectrum.matrix for spectrum, n in zip(prepared, ranks, strict=True) if n]
+            refine(used, coded, scale, price)
         encoder.integers(np.array([part.coarseness for part in used]))
         encoder.integers(np.array([part.gain[0] for part in used]))
         encoder.integers(np.concatenate([-np.diff(part.gain) for part in used] or [ranks[:0]]))
@@ -115,8 +123,8 @@ class LowRankECSQ(ECSQ):
             encoder.bits(levels[levels != 0] < 0, 1)
             contexts.learn(levels)
         for matrix, part in zip(matrices, parts, strict=True):
-            if len(part.gain):
-                matrix -= part.product()
+            for rows, block in _product(part, matrix):
+                rows -= block
 
     def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
         values = np.zeros(layout.size, np.float32)
@@ -162,5 +170,6 @@ class LowRankECSQ(ECSQ):
             contexts.learn(levels)
             divide(levels, [part.levels[:, chunk] for part in used])
         for matrix, part in zip(matrices, used, strict=True):
-            matrix += part.product()
+            for rows, block in _product(part, matrix):
+                rows += block
         return values

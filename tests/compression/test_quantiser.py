@@ -42,6 +42,13 @@ def test_the_design_is_the_best_quantiser_of_a_laplacian(scale_class: int) -> No
         assert price(THRESHOLD[scale_class], SHIFT[scale_class] + delta)[0] > best
 
 
+def test_shifts_are_the_means_of_the_bins() -> None:
+    # Within a bin of width 1, the mean of an exponential distribution of this scale.
+    scale = 2 ** (np.arange(CLASSES) / 2 - 4.5)
+    mean = scale - 1 / np.expm1(1 / scale)
+    np.testing.assert_allclose(SHIFT, THRESHOLD + mean - 1, atol=6e-6)
+
+
 def test_a_magnitude_costs_what_its_frequency_and_a_sign_do() -> None:
     levels = np.array([0] * 8 + [1, -1, 1, -1] + [2, -2] + [3, -3])
     # Of 16: a half, a quarter, an eighth and an eighth.
