@@ -75,6 +75,7 @@ class Integers:
         matrix: NDArray[np.number],
         bits: int,
         unit: float = 1.0,
+        *,
         largest: float | None = None,
     ) -> None:
         exponent = frexp(_magnitudes(matrix, None) if largest is None else largest)[1] - bits
@@ -87,11 +88,11 @@ class Integers:
         """Return the inner products of columns; `bits` are at most `bits_of` the rows."""
         return self.values.T @ self.values * self.unit**2
 
-    def times(self, small: NDArray[np.floating], bits: int) -> Integers:
-        """Return the product with one of shape (columns, any), rounded to so many bits."""
+    def times(self, small: NDArray[np.floating]) -> tuple[Matrix, float]:
+        """Return the product with one of shape (columns, any), and the unit it counts in."""
         spare = 53 - self.bits - (len(small) - 1).bit_length()
         right = Integers(small.copy(), spare)
-        return Integers(self.values @ right.values, bits, self.unit * right.unit)
+        return self.values @ right.values, self.unit * right.unit
 
 
 class Multiplier:
@@ -113,7 +114,7 @@ class Multiplier:
         self._matrix = Integers(some, self.bits, largest=of_columns.max(initial=0))
 
     def times(self, thin: Integers) -> tuple[Matrix, float]:
-        """Return the matrix times one of shape (columns, count), of at most `bits`, and a unit."""
+        """Return the matrix times one of shape (columns, count), and what that counts in."""
         values = thin.values if self._all else thin.values[self._some]
         return self._matrix.values @ values, self._matrix.unit * thin.unit
 

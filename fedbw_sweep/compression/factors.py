@@ -42,7 +42,7 @@ _PRICE = 0.8 * SLOPE, 0.4 * SLOPE
 
 _LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
 OVERSAMPLING = 16  # components sought beyond the most that are used
-_FITS = 2  # of each factor, to suit the other as it was rounded
+_FITS = 2, 3  # of each factor, to suit the other as it was rounded; the second as above
 _DESCENTS = 8  # to a target; the more, the fewer bits
 _VALUE_BITS = 26  # of a factor's entries as it descends
 _CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
@@ -91,12 +91,13 @@ class Factors:
         """Quantise the factor that, given the other, best completes `matrix` times `scale`."""
         other = Integers(self.unit(1 - side), matrix.bits)
         inverse = np.linalg.inv(_regular(other.gram()))
-        if side:  # the left side is the shorter: what is small is multiplied there
-            values, unit = matrix.transposed_times(other.times(inverse, matrix.bits))
+        # The left side is the shorter: the inverse is multiplied there.
+        if side:
+            values, unit = other.times(inverse)
+            values, unit = matrix.transposed_times(Integers(values, matrix.bits, unit))
         else:
             values, unit = matrix.times(other)
-            best = Integers(values, matrix.bits, unit).times(inverse, matrix.bits)
-            values, unit = best.values, best.unit
+            values, unit = Integers(values, matrix.bits, unit).times(inverse)
         values *= unit * scale / self.step
         self.parts[side][:] = quantise(values.astype(np.float32), self.threshold[side])
 
@@ -129,8 +130,8 @@ class Factors:
         # Half of what the squared error falls by as an entry grows.
         slope, unit = matrix.transposed_times(other) if side else matrix.times(other)
         slope *= unit * scale / self.step
-        predicted = Integers(values.copy(), _VALUE_BITS).times(square, _VALUE_BITS)
-        slope -= predicted.values * predicted.unit
+        predicted, unit = Integers(values.copy(), _VALUE_BITS).times(square)
+        slope -= predicted * unit
         for j in range(len(square)):
             free = (values[:, j] + slope[:, j] / square[j, j]).astype(np.float32)
             levels[:, j] = quantise_to_rate(
@@ -185,8 +186,8 @@ class Spectrum:
             # Orthonormal, but for directions of next to nothing.
             square = seen.gram()
             square.flat[:: count + 1] += 1e-12 * square.trace() + 1e-30
-            basis = seen.times(np.linalg.inv(np.linalg.cholesky(square)).T, bits)
-            values, unit = self.matrix.transposed_times(basis)
+            values, unit = seen.times(np.linalg.inv(np.linalg.cholesky(square)).T)
+            values, unit = self.matrix.transposed_times(Integers(values, bits, unit))
             combined = Integers(values, bits, unit)
             squares, rotation = np.linalg.eigh(combined.gram())
             # The basis lacks what lies evenly in all other directions, of vectors too.
@@ -211,10 +212,10 @@ class Spectrum:
         part = Factors(self.shape, coarseness, np.minimum.accumulate(gain))
         if not rank:
             return part
-        right = combined.times(rotation[:, :rank], self.matrix.bits)
-        right.values *= right.unit * scale / part.step
-        part.parts[1][:] = quantise(right.values.astype(np.float32), part.threshold[1])
-        for side in (0, 1) * _FITS:
+        right, unit = combined.times(rotation[:, :rank])
+        right *= unit * scale / part.step
+        part.parts[1][:] = quantise(right.astype(np.float32), part.threshold[1])
+        for side in (0, 1) * _FITS[descends]:
             part.fit(side, self.matrix, scale)
         return part
 
