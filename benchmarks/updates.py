@@ -17,9 +17,10 @@ from hydra import compose, initialize_config_dir
 
 from fedbw_sweep.bench.measures import error
 from fedbw_sweep.bench.updates import BenchConfig
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.eden import Eden
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ
 from fedbw_sweep.config.groups import ModelConfig
 from fedbw_sweep.config.section import CONF

@@ -14,7 +14,7 @@ from rich.table import Table
 from fedbw_sweep.bench.measures import measure
 from fedbw_sweep.bench.peers import Codec, installed
 from fedbw_sweep.bench.updates import BenchConfig, load_update, train_updates
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import errors_end_the_command, output_console

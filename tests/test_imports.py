@@ -22,8 +22,12 @@ ORDER = [
     "config.defaults",
     "config.renames",
     "console",
+    "compression.layout",
     "compression.base",
-    "compression.entropy",
+    "compression.coding.ans",
+    "compression.coding.tables",
+    "compression.coding",
+    "compression.quantiser",
     "compression",
     "sampling",
     "config.groups",
@@ -103,7 +107,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
             or (isinstance(node, ast.Import) and any(a.name.startswith(names) for a in node.names))
         }
 
-    assert users("constriction") == {"compression/entropy.py"}
+    assert users("constriction") == {"compression/coding/ans.py"}
     ray = {f"backends/ray/{name}.py" for name in ("cluster", "grid", "node")}
     assert users("ray") == ray
     assert users("flwr.supercore") == {"backends/ray/grid.py"}

@@ -18,7 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, all_finite
+from fedbw_sweep.compression.base import Compressor, all_finite
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.seeding import rng_for
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from rich.progress import track
 from safetensors import SafetensorError
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config.groups import DataConfig, ModelConfig, TrainableConfig
 from fedbw_sweep.config.section import Section
 from fedbw_sweep.data.federate import federate

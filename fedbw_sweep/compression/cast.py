@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
+from fedbw_sweep.compression.layout import FloatVector, Layout
 
 _TILE = 1 << 16
 """Coordinates worked on at a time: the temporaries of one tile stay in the processor's cache."""

@@ -9,119 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log, log2, prod, sqrt
+from math import frexp, inf, ldexp, log2, prod, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout
-from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder, Symbols
+from fedbw_sweep.compression.base import Compressor, Known
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.exact import PER_OCTAVE, exp2
+from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
+from fedbw_sweep.compression.quantiser import (
+    BITS,
+    CLASSES,
+    SHIFT,
+    SLOPE,
+    THRESHOLD,
+    dequantise,
+    quantise,
+    quantise_to_rate,
+    rate_differences,
+    scale_class,
+)
 from fedbw_sweep.errors import ConfigError, PayloadError
-
-CLASSES = 36
-"""Classes of scale, half an octave apart: class c has an rms near ``2**(c/2 - 4)`` steps."""
-
-SLOPE = log(2) / 6
-"""Error that a bit is worth, in squared steps: what it buys from a fine uniform quantiser."""
-
-
-def _design() -> tuple[NDArray[np.float32], ...]:
-    """Return each class's threshold, reconstruction shift, bits and squared error a coordinate.
-
-    For a Laplacian the best quantiser at a given slope has equal bins beyond a dead zone, each
-    reconstructed at its mean (Sullivan 1996, IEEE Trans. Inf. Theory 42(5)). The threshold t at
-    which zero and one cost the same obeys ``t**2 - mean**2 = SLOPE * bits between them``.
-    """
-    scale = 2 ** (np.arange(CLASSES) / 2 - 4.5)  # of the magnitude's exponential distribution
-    ratio = np.exp(-1 / scale)  # of one bin's probability to that of the bin before
-    mean = scale - ratio / (1 - ratio)  # within a bin, from where it starts
-    threshold = np.full(CLASSES, 0.5)
-    for _ in range(60):
-        sent = np.exp(-threshold / scale)
-        odds = 2 * (1 - sent) / (sent * (1 - ratio))
-        threshold = (threshold + np.sqrt(mean**2 + SLOPE * np.maximum(0, np.log2(odds)))) / 2
-    threshold = np.minimum(threshold, 1.4)
-    sent = np.exp(-threshold / scale)
-    bits = -sent * np.log2(np.maximum(sent, 1e-300)) - (1 - sent) * np.log2(1 - sent)
-    bits += sent * (1 - np.log2(1 - ratio) + ratio / (1 - ratio) / scale / log(2))
-    unsent = 2 * scale**2 - sent * (threshold**2 + 2 * scale * threshold + 2 * scale**2)
-    error = unsent + sent * (scale**2 - ratio / (1 - ratio) ** 2)
-    return tuple(a.astype(np.float32) for a in (threshold, threshold + mean - 1, bits, error))
-
-
-THRESHOLD, SHIFT, BITS, ERROR = _design()
-
-
-def scale_class(mean_square: NDArray[np.floating[Any]]) -> Ints:
-    """Return the class of rows by their mean square, in squared steps."""
-    octaves: Ints = np.rint(np.log2(np.maximum(mean_square, 2.0**-8))).astype(np.int64)
-    return np.minimum(octaves + 8, CLASSES - 1)
-
-
-def quantise(values: FloatVector, threshold: FloatVector) -> NDArray[np.int32]:
-    """Round values, in steps, to bins of width 1 that begin at their threshold; broadcasts."""
-    bins = np.abs(values)
-    bins += 1 - threshold
-    return np.copysign(np.maximum(bins, 0, out=bins), values, out=bins).astype(np.int32)
-
-
-def dequantise(levels: Ints | Symbols, shift: FloatVector) -> FloatVector:
-    """Return the reconstruction of each level, in steps; broadcasts."""
-    values = levels.astype(np.float32)
-    values += np.sign(values) * shift
-    return values
-
-
-_RATED = 64  # magnitudes from here on are not counted each
-
-
-def rises(levels: Ints | Symbols, classes: NDArray[np.integer[Any]]) -> FloatVector:
-    """Return how many bits a magnitude takes beyond the one below, as these levels have it.
-
-    Returns
-    -------
-    ndarray of float32, shape (CLASSES, magnitudes)
-        In each class; the rise from 0 to 1 includes the sign. The last, of all that are larger
-        too, is 0.
-    """
-    kinds = np.minimum(np.abs(levels), _RATED) + (_RATED + 1) * classes.astype(np.int64)
-    counts = np.bincount(kinds, minlength=CLASSES * (_RATED + 1)) + 0.3
-    bits = -np.log2(counts).reshape(CLASSES, _RATED + 1)
-    bits[:, 1:] += 1
-    dearer: FloatVector = np.diff(bits).astype(np.float32)
-    dearer[:, -1] = 0
-    return dearer
-
-
-def choose(
-    values: FloatVector,
-    classes: NDArray[np.integer[Any]],
-    shift: FloatVector,
-    dearer: FloatVector,
-    price: float,
-) -> NDArray[np.int32]:
-    """Round values, in steps, to where squared error plus price of bits is least.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-        In steps.
-    classes, shift : ndarray, shape (n,), or one for all
-        The values' classes, and how far beyond their level they are reconstructed.
-    dearer : ndarray, shape (CLASSES, magnitudes)
-        What `rises` returned.
-    price : float
-        Error that a bit is worth, in squared steps.
-    """
-    magnitudes = np.abs(values)
-    below = np.floor(magnitudes)
-    rise = price / 2 * dearer[classes, np.minimum(below, _RATED - 1).astype(np.intp)]
-    levels = below + (magnitudes > below + 0.5 + shift + rise)
-    # From 0 to 1 is further than between others.
-    some = magnitudes > (1 + shift) / 2 + price / 2 * dearer[classes, 0] / (1 + shift)
-    rounded: NDArray[np.int32] = np.copysign(np.maximum(levels, 1) * some, values).astype(np.int32)
-    return rounded
 
 
 class Rows:
@@ -141,7 +52,7 @@ def put_levels(
 ) -> None:
     """Quantise and add an update in steps; if asked, leave in it what is lost.
 
-    With a price, see `choose`, the bins are not those designed but what suits their statistics.
+    With a price, levels are chosen by what each will cost: see `quantise_to_rate`.
     """
     energy = np.add.reduceat(np.square(values), rows.start)
     of_row = scale_class(energy / rows.length)
@@ -169,7 +80,9 @@ def put_levels(
     levels = quantise(part, np.repeat(THRESHOLD[classes], length))
     contexts = np.repeat(classes.astype(np.uint8), length)
     if price is not None:
-        levels = choose(part, contexts, SHIFT[contexts], rises(levels, contexts), price)
+        levels = quantise_to_rate(
+            part, contexts, SHIFT[contexts], rate_differences(levels, contexts), price
+        )
     encoder.integers(np.abs(levels), contexts)
     encoder.bits(levels[levels != 0] < 0, 1)
     if subtract:
@@ -204,12 +117,13 @@ def add_signs(decoder: Decoder, magnitudes: Ints, part: str, counts: Ints) -> No
     magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1, part, nonzero)
 
 
-_PER_OCTAVE = 128
 _STEP_CODES = 1 << 16
 _STEPS = 1e-5, 1e5  # the finest and coarsest step that a target is sought between, in rms
 _ATTEMPTS = 12
 _TOLERANCE = 0.003  # octaves of the target that may be left unused
-_DEARER = 0.04  # octaves by which the price of bits rises between one step's code and the next
+_PRICE_OCTAVES = (
+    0.04  # octaves by which the price of bits rate_differences between one step's code and the next
+)
 _CLOSE = 1 / 16  # codes nearer than this are as good as one
 
 _MOST_GAIN = 16  # steps of a sixteenth of an octave: twofold, up or down
@@ -219,11 +133,11 @@ Attempt = Callable[[float], tuple[bytes, float]]
 
 def _step(code: int) -> float:
     """Return the step of a 16-bit code: 128 to the octave, over the range of float32 and more."""
-    return float(2.0 ** (code / _PER_OCTAVE - 256))
+    return float(exp2(code - 256 * PER_OCTAVE))
 
 
 def _step_code(step: float) -> int:
-    return min(_STEP_CODES - 1, max(0, round((log2(step) + 256) * _PER_OCTAVE)))
+    return min(_STEP_CODES - 1, max(0, round((log2(step) + 256) * PER_OCTAVE)))
 
 
 def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
@@ -239,7 +153,7 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
 
 
 def _gains(codes: Ints) -> FloatVector:
-    return np.exp2((codes - _MOST_GAIN) / _MOST_GAIN).astype(np.float32)
+    return exp2((codes - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(np.float32)
 
 
 def _energy(values: FloatVector) -> float:
@@ -305,14 +219,17 @@ class ECSQ(Compressor):
         if energy == 0:
             return b""
         rms, rows = sqrt(energy / update.size), Rows(layout)
-        unit = np.empty_like(update)
-        np.divide(update, rms, out=unit, dtype=np.float64, casting="same_kind")
+        half = ldexp(1.0, frexp(rms)[1] // 2)  # in two steps, of which none leaves float32
+        unit = update * np.float32(1 / half)
+        unit *= np.float32(half / rms)
         prepared = self._prepare(unit, layout, rng)
         measured = self.norm_correction or self.target_nmse is not None
 
         def attempt(code: float) -> tuple[bytes, float]:
             below = int(code)
-            price = self._price * 2 ** (_DEARER * (code - below)) if self._to_target else None
+            price = (
+                self._price * 2 ** (_PRICE_OCTAVES * (code - below)) if self._to_target else None
+            )
             encoder = Encoder()
             encoder.uint(below, _STEP_CODES - 1)
             scale = rms / _step(below)
@@ -335,7 +252,7 @@ class ECSQ(Compressor):
     def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
         """Return the payload that meets the target most closely, by safeguarded secant steps."""
         low, high = (float(_step_code(step * rms)) for step in _STEPS)
-        code, slope, closest, best = float(_step_code(rms)), 1.0 / _PER_OCTAVE, -inf, b""
+        code, slope, closest, best = float(_step_code(rms)), 1.0 / PER_OCTAVE, -inf, b""
         last: tuple[float, float] | None = None
         for _ in range(_ATTEMPTS):
             payload, nmse = attempt(code)
@@ -352,7 +269,7 @@ class ECSQ(Compressor):
             if high - low <= _CLOSE:
                 break
             if last:
-                slope = max(0.1 / _PER_OCTAVE, (growing - last[1]) / (code - last[0]))
+                slope = max(0.1 / PER_OCTAVE, (growing - last[1]) / (code - last[0]))
             last = code, growing
             aim = code - (growing + (1 if self.target_nmse else -1) * _TOLERANCE / 2) / slope
             code = aim if low < aim < high else (low + high) / 2

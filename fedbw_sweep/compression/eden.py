@@ -6,15 +6,16 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from math import pi, sqrt
-from statistics import NormalDist
+from math import pi
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import unit_for
+from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.compression.lloyd_max import LEVELS
 from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -177,19 +178,9 @@ def hadamard(values: FloatVector) -> FloatVector:
 
 @lru_cache
 def _quantiser(bits: int) -> tuple[NDArray[np.uint8], FloatVector]:
-    """Return the code of each cell and the level of each code of the Lloyd-Max quantiser.
-
-    Lloyd's iteration from the levels that are best in the limit of many, the quantiles of a
-    Gaussian of variance 3 (Panter and Dite 1951).
-    """
-    gauss = NormalDist()
-    count = 1 << bits
-    levels = [sqrt(3) * gauss.inv_cdf((2 * i + 1) / (2 * count)) for i in range(count)]
-    for _ in range(200):
-        edges = [(a + b) / 2 for a, b in pairwise(levels)]
-        below = [0.0, *(gauss.cdf(edge) for edge in edges), 1.0]
-        density = [0.0, *(gauss.pdf(edge) for edge in edges), 0.0]
-        levels = [(density[i] - density[i + 1]) / (below[i + 1] - below[i]) for i in range(count)]
+    """Return the code of each cell and the level of each code."""
+    positive = LEVELS[bits]
+    levels = [*(-level for level in reversed(positive)), *positive]
     centres = (np.arange(_CELLS) + 0.5) * (2 * _RANGE / _CELLS) - _RANGE
     edges = [(a + b) / 2 for a, b in pairwise(levels)]
     return np.searchsorted(edges, centres).astype(np.uint8), np.array(levels, np.float32)

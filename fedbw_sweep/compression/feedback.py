@@ -7,14 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import (
-    NOTHING_KNOWN,
-    Compressor,
-    FloatVector,
-    Known,
-    Layout,
-    all_finite,
-)
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known, all_finite
+from fedbw_sweep.compression.layout import FloatVector, Layout
 
 State = dict[str, NDArray[np.generic]]
 """What one client keeps from round to round; empty before its first."""

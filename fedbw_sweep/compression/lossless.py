@@ -9,8 +9,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout
-from fedbw_sweep.compression.entropy import Decoder, Encoder
+from fedbw_sweep.compression.base import Compressor, Known
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.layout import FloatVector, Layout
 
 _COMMON = 1 << 12
 """An exponent rarer than this shares its tables of bytes with all other rare ones."""

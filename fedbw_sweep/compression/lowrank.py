@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, book, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, all_finite, book, floats_from
 from fedbw_sweep.compression.cast import unit_for
+from fedbw_sweep.compression.exact import orthonormal, product, product_blocks
 from fedbw_sweep.compression.feedback import State
-from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.errors import ConfigError, PayloadError
 
 _RIGHT = "right_factors"
 
@@ -104,8 +106,8 @@ class LowRank(Compressor):
                 before = self.right[used : used + right]
                 used += right
             before = (before * unit_for(before)).reshape(-1, rank)
-            basis = np.linalg.qr(matrix @ before).Q
-            factor = (matrix.T @ basis).astype(np.float64) / unit
+            basis = orthonormal(product(matrix, before.T))
+            factor = product(matrix.T, basis.T).astype(np.float64) / unit
             numbers[start : start + left] = basis.ravel()
             numbers[start + left :][:right] = np.clip(factor, -limit, limit).ravel()
         return numbers.astype("<f4", copy=False).tobytes()
@@ -113,6 +115,8 @@ class LowRank(Compressor):
     @np.errstate(over="ignore", invalid="ignore")
     def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         numbers = floats_from(body, self.expected_bytes(layout) // 4 - 1, "<f4", part=None)
+        if not all_finite(numbers):
+            raise PayloadError("a number is NaN or infinite")
         counts = np.array([(left, right) for _, _, left, right in self._cuts(layout) if left])
         counts = counts.reshape(-1, 2)
         for part, own in (("factors", counts[:, 1] > 0), ("values", counts[:, 1] == 0)):
@@ -128,7 +132,8 @@ class LowRank(Compressor):
                 tensor[...] = basis.reshape(tensor.shape)
                 continue
             factor = numbers[start + left :][:right].reshape(-1, rank)
-            # In float64, for a product of the largest floats not to overflow half way.
-            product = basis.reshape(-1, rank) @ factor.T.astype(np.float64)
-            tensor[...] = np.clip(product, -limit, limit).reshape(tensor.shape)
+            matrix = tensor.reshape(-1, len(factor))
+            for rows, block in product_blocks(basis.reshape(-1, rank), factor, 1):
+                block += 0.0  # a zero may have either sign, by how a BLAS adds
+                np.clip(block, -limit, limit, out=matrix[rows])
         return update

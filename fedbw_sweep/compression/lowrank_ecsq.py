@@ -8,131 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import FloatVector, Ints, Layout, TensorSpec
-from fedbw_sweep.compression.ecsq import (
-    BITS,
-    CLASSES,
-    ECSQ,
-    ERROR,
-    SHIFT,
-    SLOPE,
-    THRESHOLD,
-    add_signs,
-    choose,
-    dequantise,
-    quantise,
-    rises,
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.ecsq import ECSQ, add_signs
+from fedbw_sweep.compression.factors import (
+    MAX_COARSENESS,
+    MAX_GAIN,
+    OVERSAMPLING,
+    Contexts,
+    Factors,
+    Spectrum,
+    divide,
+    levels_of,
+    refine,
 )
-from fedbw_sweep.compression.entropy import MAX_INTEGER, Decoder, Encoder
+from fedbw_sweep.compression.layout import FloatVector, Ints, Layout, TensorSpec
+from fedbw_sweep.compression.quantiser import SLOPE
 from fedbw_sweep.errors import ConfigError, PayloadError
 
-_COARSENESS = 2.8, 3.5
-"""Step of the factors in rms of the residual, where that is coarser than the step of the update.
 
-A residual that is coded anyway corrects the factors' rounding, which then costs least in all when
-its error is nearly that of the residual: ``step**2 / 12`` against ``rms**2``. The second is for
-factors that descend, here and below.
-"""
-
-_PRICE = 0.8 * SLOPE, 0.4 * SLOPE
-"""Error that a bit of a component is worth: contexts make it cheaper than `BITS` reckons."""
-
-_LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
-_REFITS = 2  # of each factor, to suit the other as it was rounded
-_DESCENTS = 8  # to a target; the more, the fewer bits
-_CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
-_MAX_GAIN = 127
-_MAX_COARSENESS = 63
-
-
-def _rounded_log2(n: int) -> int:
-    """Nearest integer to log2, by integer arithmetic."""
-    return ((2 * n * n).bit_length() - 1) // 2
-
-
-class _Factors:
-    """The low-rank part of one matrix, laid so that it has no more rows than columns.
-
-    In steps of the update it is ``2**(coarseness/2) * sum_j left_j right_j^T / 2**(gain_j/2)``.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Rows and columns.
-    coarseness : int
-        Half-octaves by which the factors' step exceeds the update's.
-    gain : ndarray of int, shape (rank,)
-        Half-octaves of each singular value, in steps of the factors, descending.
-    """
-
-    def __init__(self, shape: tuple[int, ...], coarseness: int, gain: Ints) -> None:
-        self.shape, self.coarseness, self.gain = shape, coarseness, gain
-        self.step = np.float32(2 ** (coarseness / 2))
-        # The entries of a unit vector of n have mean square 1 / n.
-        spread = np.array([[_rounded_log2(n)] for n in shape])
-        self.classes = np.clip(gain + 8 - spread, 0, CLASSES - 1)  # of scale: (2, rank)
-        self.threshold, self.shift = THRESHOLD[self.classes], SHIFT[self.classes]
-        self.shrink = np.exp2(-0.5 * gain).astype(np.float32)
-        self.levels = np.zeros((sum(shape), len(gain)), np.int32)  # the left above the right
-        self.parts = self.levels[: shape[0]], self.levels[shape[0] :]
-
-    def unit(self, side: int) -> FloatVector:
-        """Return one factor with the gains divided out."""
-        factor = dequantise(self.parts[side], self.shift[side])
-        factor *= self.shrink
-        return factor
-
-    def fit(self, side: int, matrix: FloatVector) -> None:
-        """Quantise the factor that, given the other, best completes the transposed matrix."""
-        other = self.unit(1 - side)
-        gram = other.T @ other
-        gram.flat[:: len(gram) + 1] += 1e-5
-        inverse: FloatVector = np.linalg.inv(gram).astype(np.float32)
-        best: FloatVector = matrix.T @ other @ (inverse / self.step)
-        self.parts[side][:] = quantise(best, self.threshold[side])
-
-    def descend(
-        self, side: int, matrix: FloatVector, contexts: Ints, dearer: FloatVector, price: float
-    ) -> None:
-        """Choose each entry of a factor anew, given all others: where error and bits cost least.
-
-        Parameters
-        ----------
-        side : int
-            0 for the left factor.
-        matrix : ndarray, shape (entries of the other factor, entries of this one)
-            What the product should be.
-        contexts : ndarray of int, shape (entries, rank)
-            What each entry will be coded by.
-        dearer, price
-            See `choose`.
-        """
-        other = self.unit(1 - side)
-        gram = other.T @ other
-        gram.flat[:: len(gram) + 1] += 1e-5
-        aim = other.T @ (matrix / self.step)  # (rank, entries)
-        shift, levels = self.shift[side], self.parts[side]
-        values = np.ascontiguousarray(dequantise(levels, shift).T)
-        for j in range(len(gram)):
-            free = values[j] + (aim[j] - gram[j] @ values) / gram[j, j]
-            levels[:, j] = choose(free, contexts[:, j], shift[j], dearer, price / gram[j, j])
-            values[j] = dequantise(levels[:, j], shift[j])
-
-    def product(self) -> FloatVector:
-        """Return the matrix in steps of the update."""
-        right = dequantise(self.parts[1], self.shift[1]) * self.step
-        matrix: FloatVector = self.unit(0) @ right.T
-        return matrix
-
-
-def _is_matrix(tensor: TensorSpec) -> bool:
+def is_matrix(tensor: TensorSpec) -> bool:
     """Whether an array has at least two rows and columns."""
     return len(tensor.shape) > 1 and tensor.size > tensor.shape[-1] > 1
 
@@ -140,169 +40,17 @@ def _is_matrix(tensor: TensorSpec) -> bool:
 def _matrices(vector: FloatVector, layout: Layout) -> Iterator[FloatVector]:
     """Yield a view of each array of at least two rows and columns, its longer side across."""
     for tensor, array in layout.split(vector):
-        if _is_matrix(tensor):
+        if is_matrix(tensor):
             matrix = array.reshape(-1, tensor.shape[-1])
             yield matrix if len(matrix) <= tensor.shape[-1] else matrix.T
 
 
-class _Spectrum:
-    """Leading singular components of a matrix, found when asked for, at any scale."""
-
-    def __init__(self, matrix: FloatVector, sketch: FloatVector) -> None:
-        flat = matrix.ravel(order="K")
-        self.matrix, self.sketch, self.energy = matrix, sketch, float(np.dot(flat, flat))
-        self.most = min(len(matrix), sketch.shape[1])
-        self._known: dict[int, tuple[FloatVector, NDArray[np.float64]]] = {}
-
-    def leading(self, count: int) -> tuple[FloatVector, NDArray[np.float64]]:
-        """Return left singular vectors times values, and values, by a randomised SVD.
-
-        Halko et al. 2011, arXiv 0909.4061, with half a power iteration.
-        """
-        if count not in self._known:
-            sketch = self.sketch[: self.matrix.shape[1], :count]
-            right = self.matrix.T @ np.linalg.qr(self.matrix @ sketch)[0]
-            squares, rotation = np.linalg.eigh(right.T @ right)
-            squares = np.maximum(squares[::-1], squares[-1] * 1e-9 + 1e-30)
-            left = self.matrix @ (right @ (rotation[:, ::-1] / np.sqrt(squares)))
-            values = np.sqrt(np.square(left).sum(axis=0), dtype=np.float64)
-            self._known[count] = left, values
-        return self._known[count]
-
-    def quantise(self, matrix: FloatVector, scale: float, descends: bool) -> _Factors:
-        """Return the low-rank part of `matrix`, which is this one times `scale`, in steps."""
-        for count in (min(max(8, int(_LOOK * scale)), self.most), self.most):
-            left, values = self.leading(count)
-            values = values * scale
-            above = values[: np.count_nonzero(values > 1)]
-            rank, coarseness = _choose_rank(above, self.energy * scale**2, matrix.shape, descends)
-            if 3 * rank < 2 * count:
-                break
-        octaves = np.log2(values[:rank]) - coarseness / 2
-        gain = np.clip(np.rint(2 * octaves), 0, _MAX_GAIN).astype(np.int64)
-        part = _Factors(matrix.shape, coarseness, np.minimum.accumulate(gain))
-        start = left[:, :rank] * (np.float32(scale) / part.step)
-        part.parts[0][:] = quantise(start, part.threshold[0])
-        part.fit(1, matrix)
-        for _ in range(_REFITS):
-            part.fit(0, matrix.T)
-            part.fit(1, matrix)
-        return part
-
-
-def _cost(mean_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bits and squared error of one coefficient, in its own steps, by its mean square."""
-    at = np.log2(np.maximum(mean_square, 2.0**-40)) + 8
-    grid = np.arange(CLASSES)
-    bits = np.interp(at, grid, BITS) + np.maximum(0, at - CLASSES) / 2
-    return bits, np.where(at < 0, mean_square, np.interp(at, grid, ERROR))
-
-
-def _choose_rank(
-    values: NDArray[np.float64], energy: float, shape: tuple[int, int], descends: bool
-) -> tuple[int, int]:
-    """Return the rank at which error plus price of bits is least, and the factors' coarseness.
-
-    Parameters
-    ----------
-    values : ndarray, shape (most,)
-        Singular values in steps, descending.
-    energy : float
-        Squared norm of the matrix, in squared steps.
-    shape : tuple of int
-        Rows and columns.
-    descends : bool
-        Whether the factors will.
-    """
-    size = prod(shape)
-    rest = np.maximum(energy - np.append(0, np.cumsum(values**2)), 0) / size  # (most + 1,)
-    half_octaves = np.rint(2 * np.log2(np.maximum(1, _COARSENESS[descends] * np.sqrt(rest))))
-    half_octaves = np.minimum(half_octaves, _MAX_COARSENESS)
-    # Few coarsenesses occur; at each, what the components up to every rank cost together.
-    kinds, kind = np.unique(half_octaves, return_inverse=True)
-    step = 2 ** (kinds[:, None] / 2)
-    bits, error = np.zeros((2, len(kinds), len(rest)))
-    for n in shape:
-        each_bits, each_error = _cost(np.square(values / step) / n)
-        bits[:, 1:] += n * np.cumsum(each_bits, axis=1)
-        error[:, 1:] += n * np.cumsum(each_error, axis=1) * step**2
-    ranks = np.arange(len(rest))
-    bits, error = bits[kind, ranks], error[kind, ranks]
-    rest_bits, rest_error = _cost(rest + error / size)
-    cost = size * rest_error + _PRICE[descends] * (size * rest_bits + bits + 4 * ranks)
-    rank = int(np.argmin(cost))
-    return rank, int(half_octaves[rank])
-
-
-class _Contexts:
-    """What both ends know of the factors' entries, a chunk of components at a time.
-
-    An entry is expected to be of its component's scale, times that of its row in the components
-    before. All by integers: it chooses tables of probabilities.
-    """
-
-    def __init__(self, parts: list[_Factors]) -> None:
-        sides = [n for part in parts for n in part.shape]
-        self.rank = np.repeat([len(part.gain) for part in parts for _ in (0, 1)], sides)
-        self.most = int(self.rank.max(initial=0))
-        self.classes = np.zeros((len(sides), self.most), np.int64)
-        for i, part in enumerate(parts):
-            self.classes[2 * i : 2 * i + 2, : len(part.gain)] = part.classes
-        self.side = np.repeat(np.arange(len(sides)), sides)
-        self.energy = np.zeros(len(self.side), np.int64)  # of rows, 2**16 for each one as expected
-
-    def chunks(self) -> Iterator[slice]:
-        """Yield the components of each chunk."""
-        bounds = [0, *(c for c in _CHUNKS if c < self.most), self.most]
-        yield from (slice(a, b) for a, b in pairwise(bounds) if a < b)
-
-    def of(self, chunk: slice) -> NDArray[np.uint8]:
-        """Return the contexts of a chunk, matrix by matrix and row by row."""
-        self._width = np.clip(self.rank - chunk.start, 0, chunk.stop - chunk.start)
-        start = np.cumsum(self._width) - self._width
-        entry = np.repeat(self.side * self.most + chunk.start - start, self._width)
-        entry += np.arange(len(entry))
-        self._class = self.classes.ravel()[entry]
-        prior = 4
-        ratio = (self.energy + (prior << 16)) // ((chunk.start + prior) << 8)
-        louder = np.frexp(ratio * 181 >> 7)[1] - 9  # log2 of ratio / 256, rounded
-        expected: Ints = self._class + np.repeat(louder, self._width)
-        return np.minimum(np.maximum(expected, 0), CLASSES - 1).astype(np.uint8)
-
-    def learn(self, levels: Ints) -> None:
-        """Take note of the last chunk's entries, in the same order."""
-        square = np.minimum(np.abs(levels), 1 << 15).astype(np.int64) ** 2 << 24 >> self._class
-        some = self._width > 0
-        start = (np.cumsum(self._width) - self._width)[some]
-        self.energy[some] += np.add.reduceat(square, start)
-
-
-def _levels(parts: list[_Factors], chunk: slice = slice(None)) -> Ints:
-    """Return the entries of components, matrix by matrix and row by row."""
-    return np.concatenate([part.levels[:, chunk].ravel() for part in parts])
-
-
-def _divide(values: NDArray[Any], blocks: list[NDArray[Any]]) -> None:
-    """Fill blocks with what `_levels` joins."""
-    at = 0
-    for block in blocks:
-        block[:] = values[at : at + block.size].reshape(block.shape)
-        at += block.size
-
-
-def _refine(parts: list[_Factors], matrices: list[FloatVector], price: float) -> None:
-    """Descend, matrix by matrix and factor by factor, to where error and bits cost least."""
-    for _ in range(_DESCENTS):
-        known = _Contexts(parts)
-        of_parts = [np.empty(part.levels.shape, np.intp) for part in parts]
-        for chunk in known.chunks():
-            _divide(known.of(chunk), [contexts[:, chunk] for contexts in of_parts])
-            known.learn(_levels(parts, chunk))
-        dearer = rises(_levels(parts), np.concatenate([each.ravel() for each in of_parts]))
-        for part, matrix, contexts in zip(parts, matrices, of_parts, strict=True):
-            left, right = np.split(contexts, [len(matrix)])
-            part.descend(0, matrix.T, left, dearer, price)
-            part.descend(1, matrix, right, dearer, price)
+def _product(part: Factors, matrix: FloatVector) -> Iterator[tuple[FloatVector, FloatVector]]:
+    """Yield blocks of a matrix as it lies in memory, each with what its factors add to it."""
+    across = not matrix.flags.c_contiguous
+    whole = matrix.T if across else matrix
+    for rows, block in part.product(across):
+        yield whole[rows], block
 
 
 @dataclass(frozen=True)
@@ -310,7 +58,7 @@ class LowRankECSQ(ECSQ):
     """Low-rank matrices plus residuals, in one quantisation step, entropy coded.
 
     Each matrix is split by a randomised SVD (Halko et al. 2011, arXiv 0909.4061); see
-    `_choose_rank` for its rank and `ECSQ` for the rest. Low-rank updates are PowerSGD's (Vogels et
+    `choose_rank` for its rank and `ECSQ` for the rest. Low-rank updates are PowerSGD's (Vogels et
     al. 2019, arXiv 1905.13727); here the factors are quantised and what they miss is sent too,
     where it is worth its bits.
 
@@ -343,8 +91,10 @@ class LowRankECSQ(ECSQ):
     def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
         matrices = list(_matrices(unit, layout))
         rows, cols = np.array([(0, 0), *(matrix.shape for matrix in matrices)]).max(axis=0)
-        sketch = rng.standard_normal((cols, min(rows, self.max_rank)), np.float32)
-        return [_Spectrum(matrix, sketch) for matrix in matrices]
+        sketch = rng.integers(-127, 128, (cols, min(rows, self.max_rank + OVERSAMPLING)), np.int8)
+        spectra = (Spectrum(matrix, sketch, self.max_rank) for matrix in matrices)
+        # For one step, a matrix at a time is held in float64.
+        return list(spectra) if self._to_target else spectra
 
     def _put(
         self,
@@ -356,33 +106,30 @@ class LowRankECSQ(ECSQ):
         price: float | None,
     ) -> None:
         matrices = list(_matrices(values, layout))
-        parts = [
-            spectrum.quantise(matrix, scale, price is not None)
-            for matrix, spectrum in zip(matrices, prepared, strict=True)
-        ]
+        parts = [spectrum.quantise(scale, price is not None) for spectrum in prepared]
         ranks = np.array([len(part.gain) for part in parts])
         encoder.integers(ranks)
         used = [part for part in parts if len(part.gain)]
         if used and price is not None:
-            coded = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
-            _refine(used, coded, price)
+            coded = [spectrum.matrix for spectrum, n in zip(prepared, ranks, strict=True) if n]
+            refine(used, coded, scale, price)
         encoder.integers(np.array([part.coarseness for part in used]))
         encoder.integers(np.array([part.gain[0] for part in used]))
         encoder.integers(np.concatenate([-np.diff(part.gain) for part in used] or [ranks[:0]]))
-        contexts = _Contexts(used)
+        contexts = Contexts(used)
         for chunk in contexts.chunks():
-            levels = _levels(used, chunk)
+            levels = levels_of(used, chunk)
             encoder.integers(np.abs(levels), contexts.of(chunk))
             encoder.bits(levels[levels != 0] < 0, 1)
             contexts.learn(levels)
         for matrix, part in zip(matrices, parts, strict=True):
-            if len(part.gain):
-                matrix -= part.product()
+            for rows, block in _product(part, matrix):
+                rows -= block
 
     def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
         values = np.zeros(layout.size, np.float32)
         matrices = list(_matrices(values, layout))
-        own = np.array([_is_matrix(tensor) for tensor in layout.filled])
+        own = np.array([is_matrix(tensor) for tensor in layout.filled])
 
         def each(counts: Ints | int) -> Ints:
             """Return the counts of matrices as those of all arrays that are not empty."""
@@ -396,23 +143,23 @@ class LowRankECSQ(ECSQ):
         matrices = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
         own[own] = ranks > 0
         ranks = ranks[ranks > 0]
-        coarseness = decoder.integers(len(ranks), _MAX_COARSENESS, None, "factors", each(1))
+        coarseness = decoder.integers(len(ranks), MAX_COARSENESS, None, "factors", each(1))
         gain = np.empty(int(ranks.sum()), np.int64)
         first = np.cumsum(ranks) - ranks
         later = np.ones(len(gain), bool)
         later[first] = False
-        gain[first] = decoder.integers(len(ranks), _MAX_GAIN, None, "factors", each(1))
+        gain[first] = decoder.integers(len(ranks), MAX_GAIN, None, "factors", each(1))
         gain[later] = -decoder.integers(
-            len(gain) - len(ranks), _MAX_GAIN, None, "factors", each(ranks - 1)
+            len(gain) - len(ranks), MAX_GAIN, None, "factors", each(ranks - 1)
         )
         gains = [np.cumsum(g) for g in np.split(gain, first[1:])] if len(ranks) else []
         used = [
-            _Factors(matrix.shape, int(c), g)
+            Factors(matrix.shape, int(c), g)
             for matrix, c, g in zip(matrices, coarseness, gains, strict=True)
         ]
         if any(part.gain[-1] < 0 for part in used):
             raise PayloadError("a singular value is out of range")
-        contexts = _Contexts(used)
+        contexts = Contexts(used)
         sides = np.array([sum(matrix.shape) for matrix in matrices])
         for chunk in contexts.chunks():
             of_entries = contexts.of(chunk)
@@ -421,7 +168,8 @@ class LowRankECSQ(ECSQ):
             levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries, "factors", counts)
             add_signs(decoder, levels, "factors", counts)
             contexts.learn(levels)
-            _divide(levels, [part.levels[:, chunk] for part in used])
+            divide(levels, [part.levels[:, chunk] for part in used])
         for matrix, part in zip(matrices, used, strict=True):
-            matrix += part.product()
+            for rows, block in _product(part, matrix):
+                rows += block
         return values

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16, to_bfloat16
+from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
 from fedbw_sweep.errors import ConfigError
 
 

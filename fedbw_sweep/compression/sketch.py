@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.sparse import kept_count
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -100,7 +101,9 @@ class CountSketch(Compressor):
             np.multiply(table[row, places], signs, out=of_tile[row])
             if row == self.rows - 1:
                 estimates[tile] = _median(of_tile)
-        energy = np.median(np.square(table, dtype=np.float64).sum(axis=1))
+        # Running sums are made in one order on every processor; other sums are not.
+        sums = np.square(table, dtype=np.float64).cumsum(axis=1)[:, -1:].sum(axis=1)
+        energy = np.median(sums)
         estimates[np.abs(estimates) < self.significance * np.sqrt(energy / max(1, columns))] = 0
         return estimates
 

@@ -1,6 +1,6 @@
 """Sparse updates: a few coordinates travel, the rest are zero.
 
-A payload is the positions (see `entropy.encode_indices`) and the values, entropy coded together.
+A payload is the positions (see `coding.positions`) and the values, entropy coded together.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Ints, Known, Layout
-from fedbw_sweep.compression.entropy import (
-    Decoder,
-    Encoder,
-    decode_indices,
-    encode_indices,
-)
+from fedbw_sweep.compression.base import Compressor, Known
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.coding.positions import decode_indices, encode_indices
+from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "sign": 1}

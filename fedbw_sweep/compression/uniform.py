@@ -9,9 +9,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, floats_from
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16
-from fedbw_sweep.compression.entropy import Decoder, Encoder
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.errors import ConfigError
 
 _TILE = 1 << 18

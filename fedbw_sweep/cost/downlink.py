@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.sampling import Cohort
 

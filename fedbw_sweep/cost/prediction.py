@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import FloatVector
+from fedbw_sweep.compression.layout import FloatVector
 
 CHUNK = 2**16
 """Coordinates added at a time, so that they stay in a core's cache."""

@@ -11,8 +11,9 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import ClientTokens, windows
 from fedbw_sweep.errors import FedbwError, PayloadError

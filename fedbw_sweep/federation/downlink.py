@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, all_finite
+from fedbw_sweep.compression.base import Compressor, all_finite
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.feedback import State, encode_with_state
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.errors import DivergenceError, PayloadError

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import FloatVector
+from fedbw_sweep.compression.layout import FloatVector
 from fedbw_sweep.config.groups import ServerConfig
 from fedbw_sweep.errors import ConfigError
 

@@ -7,8 +7,9 @@ from collections import Counter
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
+from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.compression.feedback import State
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.errors import PayloadError
 
 ARRAYS, CONFIG = "arrays", "config"

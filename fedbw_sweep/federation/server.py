@@ -11,7 +11,8 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedbw_sweep.compression.base import FloatVector, Layout, all_finite
+from fedbw_sweep.compression.base import all_finite
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federation.average import WeightedMean

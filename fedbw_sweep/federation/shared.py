@@ -10,7 +10,7 @@ from threading import Lock
 
 from torch import nn
 
-from fedbw_sweep.compression.base import FloatVector, Layout
+from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.groups import DataConfig, ModelConfig, TrainableConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import Section

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedbw_sweep.compression.base import Layout
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableConfig, TrainableLora
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 
 
 def _arrays(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ import pytest
 from fedbw_sweep.bench import peers
 from fedbw_sweep.bench.measures import error
 from fedbw_sweep.bench.peers import Codec
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 
 LAYOUT = Layout((TensorSpec("a", (40, 51)), TensorSpec("bias", (40,)), TensorSpec("b", (7, 300))))
 """Sizes that are multiples of no block; one tensor so small that peers send it as it is."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedbw_sweep.bench.updates import load_update
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.errors import ConfigError
 
 

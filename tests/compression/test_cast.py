@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Known, Layout, TensorSpec
+from fedbw_sweep.compression.base import Compressor, Known
 from fedbw_sweep.compression.cast import BFloat16, Dense, Float8, Float16
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.errors import PayloadError
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

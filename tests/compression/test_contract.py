@@ -17,16 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedbw_sweep.compression
-from fedbw_sweep.compression.base import (
-    FRAME,
-    WHOLE,
-    Compressor,
-    FloatVector,
-    Layout,
-    TensorSpec,
-    all_finite,
-)
+from fedbw_sweep.compression.base import FRAME, WHOLE, Compressor, all_finite
 from fedbw_sweep.compression.feedback import RESIDUAL, State, encode_with_feedback
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.errors import DivergenceError, PayloadError
 
 CONF = Path(__file__).parents[2] / "conf" / "compression"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import pi
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.eden import Eden, hadamard
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.lloyd_max import LEVELS
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 LLOYD_MAX = {1: 1 - 2 / pi, 2: 0.1175, 3: 0.03454, 4: 0.009497, 8: 4.1e-5}
@@ -36,6 +39,19 @@ def test_hadamard_is_the_kronecker_power() -> None:
         matrix = np.kron(matrix, [[1, 1], [1, -1]])
     values = np.random.default_rng(0).integers(-9, 9, (16, 3)).astype(np.float32)
     np.testing.assert_array_equal(hadamard(values.copy()), matrix @ values)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_each_level_is_the_mean_of_what_is_nearest_to_it(bits: int) -> None:
+    # Lloyd's condition, which has one solution for a Gaussian.
+    gauss, levels = NormalDist(), [*(-x for x in reversed(LEVELS[bits])), *LEVELS[bits]]
+    assert len(levels) == 1 << bits
+    edges = [(a + b) / 2 for a, b in pairwise(levels)]
+    below = [0.0, *map(gauss.cdf, edges), 1.0]
+    density = [0.0, *map(gauss.pdf, edges), 0.0]
+    for i, level in enumerate(levels):
+        mean = (density[i] - density[i + 1]) / (below[i + 1] - below[i])
+        assert level == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize(

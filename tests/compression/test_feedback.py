@@ -7,14 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import (
-    Compressor,
-    FloatVector,
-    Known,
-    Layout,
-    TensorSpec,
-    floats_from,
-)
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.feedback import (
     RESIDUAL,
@@ -22,6 +15,7 @@ from fedbw_sweep.compression.feedback import (
     encode_with_feedback,
     encode_with_state,
 )
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lowrank import LowRank
 from fedbw_sweep.compression.sign import Sign
 from fedbw_sweep.errors import DivergenceError

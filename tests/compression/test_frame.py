@@ -8,15 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import (
-    Compressor,
-    FloatVector,
-    Known,
-    Layout,
-    TensorSpec,
-    floats_from,
-)
+from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.feedback import RESIDUAL, encode_with_feedback
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.errors import PayloadError
 
 LAYOUT = Layout((TensorSpec("w", (2, 3)),))

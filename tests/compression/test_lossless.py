@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lossless import Lossless
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)

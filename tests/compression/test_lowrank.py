@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.feedback import State, encode_with_state
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lowrank import LowRank
 from fedbw_sweep.errors import ConfigError, PayloadError
 

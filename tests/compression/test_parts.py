@@ -9,19 +9,12 @@ from math import lgamma, log
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import (
-    FRAME,
-    WHOLE,
-    Compressor,
-    FloatVector,
-    Known,
-    Layout,
-    TensorSpec,
-    sizes_to_book,
-)
+from fedbw_sweep.compression.base import FRAME, WHOLE, Compressor, Known, sizes_to_book
 from fedbw_sweep.compression.cast import Dense, Float8
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.ecsq import ECSQ
-from fedbw_sweep.compression.entropy import Decoder, Encoder
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lossless import Lossless
 from fedbw_sweep.compression.lowrank import LowRank
 from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ

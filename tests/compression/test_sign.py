@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.compression.sign import Sign
 from fedbw_sweep.errors import ConfigError, PayloadError
 

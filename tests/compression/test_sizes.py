@@ -24,9 +24,11 @@ from math import floor, log2
 import numpy as np
 import pytest
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.coding.positions import encode_indices
 from fedbw_sweep.compression.ecsq import ECSQ
-from fedbw_sweep.compression.entropy import Encoder, encode_indices
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lossless import Lossless
 from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ
 from fedbw_sweep.compression.sparse import RandK, Ternary, Threshold, TopK

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.sketch import CountSketch, _median
 from fedbw_sweep.errors import ConfigError, PayloadError
 

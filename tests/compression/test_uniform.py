@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.uniform import QSGD, Uniform, pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbw_sweep.bench.updates import BenchConfig, train_updates
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF

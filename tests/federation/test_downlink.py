@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
+from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config.groups import ClientsConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF

@@ -1,84 +1,26 @@
-"""The entropy layer: exact integer tables, sizes near the entropy, decoders that trust no one."""
+"""Encoder and decoder: sizes near the entropy, and a decoder that trusts no one."""
 
 from __future__ import annotations
 
-from math import comb, log2
+from math import log2
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbw_sweep.compression.base import Layout, TensorSpec
-from fedbw_sweep.compression.entropy import (
-    MAX_INTEGER,
-    MAX_SYMBOL,
-    TOTAL,
-    Decoder,
-    Encoder,
-    _categorical,
-    _exp2,
-    _laplace,
-    _uniform,
-    decode_indices,
-    encode_indices,
-    integer_probabilities,
-)
+from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.encoder import Encoder
+from fedbw_sweep.compression.coding.positions import decode_indices
+from fedbw_sweep.compression.coding.tables import MAX_INTEGER, MAX_SYMBOL, exp2, laplace
 from fedbw_sweep.errors import PayloadError
-
-
-def reference_decode(data: bytes, probabilities: list[int], count: int) -> list[int]:
-    """Decode by the textbook: streaming ANS, 64-bit state, 32-bit words, integers only."""
-    words = list(np.frombuffer(data + b"\0" * (-len(data) % 4), "<u4"))
-    state = 0
-    while words and state < 1 << 32:
-        state = state << 32 | int(words.pop())
-    bounds = np.append(0, np.cumsum(probabilities))
-    symbols = []
-    for _ in range(count):
-        quantile = state % TOTAL
-        symbol = int(np.searchsorted(bounds, quantile, side="right")) - 1
-        state = (state // TOTAL) * probabilities[symbol] + quantile - int(bounds[symbol])
-        if state < 1 << 32 and words:
-            state = state << 32 | int(words.pop())
-        symbols.append(symbol)
-    assert not words
-    assert state == 0
-    return symbols
-
-
-@given(
-    st.lists(st.integers(0, 1 << 43), min_size=2, max_size=300),
-    st.lists(st.integers(0, 299), max_size=60),
-)
-def test_the_coder_uses_exactly_our_integer_probabilities(
-    weights: list[int], symbols: list[int]
-) -> None:
-    # Had the coder rounded any float on the way, integer arithmetic could not follow it.
-    table = np.array(weights, np.int64)
-    values = np.array([s % len(weights) for s in symbols], np.int64)
-    encoder = Encoder()
-    encoder._put(values, _categorical(table))
-    probabilities = integer_probabilities(table)
-    assert probabilities.sum() == TOTAL
-    assert probabilities.min() >= 1
-    decoded = reference_decode(encoder.finish(), probabilities.tolist(), len(values))
-    assert decoded == values.tolist()
-
-
-@pytest.mark.parametrize("width", [1, 3, 15, 16])
-def test_raw_bits_have_equal_integer_probabilities(width: int) -> None:
-    values = np.random.default_rng(0).integers(0, 1 << width, 50)
-    encoder = Encoder()
-    encoder._put(values, _uniform(width))
-    equal = [TOTAL >> width] * (1 << width)
-    assert reference_decode(encoder.finish(), equal, 50) == values.tolist()
+from tests.compression.test_contract import layout_of
 
 
 def test_powers_of_two_are_exact_integers() -> None:
     # floor(2**(20 + e/32)), so that value**32 <= 2**(640 + e) < (value + 1)**32.
     for e in range(32 * 23 + 1):
-        value, shift = int(_exp2(np.array([e]))[0]), e >> 5
+        value, shift = int(exp2(np.array([e]))[0]), e >> 5
         value >>= shift
         assert value**32 <= 2 ** (640 + e % 32) < (value + 1) ** 32
 
@@ -87,7 +29,7 @@ def test_differences_have_symmetric_probabilities_that_halve() -> None:
     # slope 5: a step of one level, a full octave, halves the probability.
     encoder = Encoder()
     for step in (0, 1, -1, 2):
-        encoder._put(np.full(3200, step + 8), _laplace(8, 5))
+        encoder._put(np.full(3200, step + 8), laplace(8, 5))
     # 1 + 2 * (1/2 + 1/4 + ... + 1/256) = 3 - 1/128 shares; |d| = 0, 1, 1, 2 cost 0, 1, 1, 2 bits.
     expected = 3200 * (4 * log2(3 - 1 / 128) + 4) / 8
     assert len(encoder.finish()) == pytest.approx(expected, rel=0.001)
@@ -196,53 +138,6 @@ def test_what_goes_in_comes_out(data: st.DataObject) -> None:
             got = getattr(decoder, call)(len(value), bound, *contexts)
             assert np.array_equal(got, value)
     decoder.finish()
-
-
-def layout_of(*shapes: tuple[int, ...]) -> Layout:
-    return Layout(tuple(TensorSpec(f"t{i}", shape) for i, shape in enumerate(shapes)))
-
-
-def index_bytes(indices: np.ndarray, layout: Layout) -> int:
-    encoder = Encoder()
-    order = encode_indices(encoder, indices, layout)
-    data = encoder.finish()
-    decoder = Decoder(memoryview(data))
-    assert np.array_equal(decode_indices(decoder, layout), indices[order])
-    decoder.finish()
-    return len(data)
-
-
-def test_scattered_indices_cost_little_more_than_the_combinatorial_bound() -> None:
-    layout = layout_of((500, 200), (100_000,))
-    indices = np.sort(np.random.default_rng(4).choice(200_000, 2000, replace=False))
-    bound = log2(comb(200_000, 2000)) / 8
-    assert bound < index_bytes(indices, layout) < 1.06 * bound
-
-
-@pytest.mark.parametrize("by_column", [False, True])
-def test_indices_in_a_few_rows_or_columns_cost_much_less(by_column: bool) -> None:
-    # 2000 of 200,000 in 20 of 500 rows (or columns): at most log2 C(500,20) + log2 C(8000,2000).
-    rng = np.random.default_rng(5)
-    lines, places = rng.choice(500, 20, replace=False), rng.choice(8000, 2000, replace=False)
-    mask = np.zeros((500, 400), bool)
-    mask[lines[places // 400], places % 400] = True
-    indices = np.flatnonzero(mask.T if by_column else mask)
-    bound = (log2(comb(500, 20)) + log2(comb(8000, 2000))) / 8
-    shape = (400, 500) if by_column else (500, 400)
-    assert index_bytes(indices, layout_of(shape)) < 1.1 * bound + 30
-    assert bound < 0.6 * log2(comb(200_000, 2000)) / 8
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=5),
-    st.floats(0, 1),
-    st.integers(0, 99),
-)
-def test_any_indices_of_any_layout_come_back(
-    shapes: list[list[int]], density: float, seed: int
-) -> None:
-    layout = layout_of((1,), *map(tuple, shapes))
-    index_bytes(np.flatnonzero(np.random.default_rng(seed).random(layout.size) < density), layout)
 
 
 @given(st.binary(max_size=80), st.integers(0, 200))
