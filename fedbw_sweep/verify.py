@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.markup import escape
 
-from fedbw_sweep.config.identity import run_id_of
+from fedbw_sweep.config.identity import PLACES, run_id_of
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.config.section import CONF
@@ -48,6 +48,10 @@ Bytes follow from an update's values, but for methods of fixed size, whose bytes
 
 OF_LOSS = {"loss", "initial_loss", "train_loss", "perplexity", "bits_per_byte"}
 OF_PREDICTION = {"predicted_bytes", "prediction"}
+
+
+MOVABLE = {f"{section}.{key}": section for section, key in PLACES.items()}
+"""Keys of places, which say nothing of what is there."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +102,28 @@ def recorded_config(run: Path, execution: Sequence[str] = ()) -> RunConfig:
     run : pathlib.Path
         A run folder.
     execution : sequence of str
-        Overrides of execution keys, such as ``backend.workers=1``.
+        Overrides of execution keys, such as ``backend.workers=1``, and of where what the run reads
+        lies today: ``data.path=``, ``model.name_or_path=``.
 
     Raises
     ------
     ResultsError
         If the folder is not a finished run, or its config is not the one its name was made of.
     ConfigError
-        If an override is of anything but execution.
+        If an override is of anything else, or what the run reads is not what it was.
     """
     status, science = _recorded(run)
     if status is None or status["status"] != "done":
         raise ResultsError(f"{run} holds no finished run; give a folder outputs/<sweep>/<run_id>")
     if status["schema_version"] == FORMAT_2:
         raise ResultsError(f"{run} is of format 2: python tools/migrate.py {run.parent} first")
+    places = [line for line in execution if line.partition("=")[0] in MOVABLE]
+    execution = [line for line in execution if line not in places]
     for override in execution:
         key = override.partition("=")[0]
         if key.split(".")[0].lstrip("+") not in EXECUTION_KEYS:
             raise ConfigError(key, override.partition("=")[2], "only execution can be overridden: "
-                              + ", ".join(sorted(EXECUTION_KEYS)))  # fmt: skip
+                              + ", ".join([*sorted(EXECUTION_KEYS), *MOVABLE]))  # fmt: skip
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             own = OmegaConf.to_container(compose("config", list(execution)), resolve=True)
@@ -130,6 +137,10 @@ def recorded_config(run: Path, execution: Sequence[str] = ()) -> RunConfig:
             f"{run / CONFIG} is not what {status['run_id']} was made of (it makes "
             f"{run_id}): it was changed, or another version means something else by it"
         )
+    for place in places:
+        key, _, value = place.partition("=")
+        moved = getattr(config, MOVABLE[key]).model_copy(update={key.partition(".")[2]: value})
+        config = config.model_copy(update={MOVABLE[key]: moved})
     return with_contents(config)
 
 

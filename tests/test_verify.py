@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fedbw_sweep import verify
+from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.sweep import run as run_module
 
@@ -138,6 +139,30 @@ def test_a_changed_config_is_refused(run: Path, capsys: pytest.CaptureFixture[st
     (run / "config.yaml").write_text(yaml.safe_dump({**science, "lr": 0.002}))
     refuses(verify.main, [str(run)])
     assert "is not what" in capsys.readouterr().err
+
+
+def test_a_text_may_have_moved_but_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "backend_of", LocalBackend())
+    path = tmp_path / "a.txt"
+    whole = "\n\n".join(f"Paragraph {n} has some words of its own." for n in range(200))
+    path.write_text(whole)
+    small = [line for line in SMALL if not line.startswith("data.")]
+    config = with_contents(
+        config_of(*small, "data=text", f"data.path={path}", "data.heldout_tokens=64")
+    )
+    assert run_module.execute(config, tmp_path).error is None
+    run = tmp_path / config.run_id
+    moved = path.rename(tmp_path / "moved.txt")
+    assert verify.main([str(run)]) == 2
+    assert f"{path} is not there now" in capsys.readouterr().err
+    assert verify.main([str(run), f"data.path={moved}"]) == 0
+    moved.write_text(whole.replace("some", "many"))
+    assert verify.main([str(run), f"data.path={moved}"]) == 2
+    printed = capsys.readouterr().err
+    assert f"{moved} is sha256:" in printed
+    assert "it was edited, or is another one" in printed
 
 
 @pytest.mark.parametrize(

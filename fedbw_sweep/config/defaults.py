@@ -14,6 +14,9 @@ from fedbw_sweep.config.section import CONF
 
 PACKAGE = "fedbw_sweep."
 
+MANDATORY = "???"
+"""Stands in a YAML file for a value that has no default."""
+
 FORMER_CLASSES = {
     "server": {
         "fedavg": "flwr.serverapp.strategy.FedAvg",
@@ -108,16 +111,27 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config with today's defaults for the keys that it lacks.
+    """Return a config with today's defaults for the keys that it lacks.
 
-    Those of a choice are filled in only where the package offers the choice.
+    Those of a choice are filled in only where the package offers the choice: a class has defaults
+    of its own, which need not be those of the choice.
     """
     filled = {**_absent(), **science}
     for key in groups().keys() & filled.keys():
-        if isinstance(filled[key], Mapping) and is_own(key, filled[key]):
-            offered = dict(choice(key, filled[key]["name"]) or {})
-            offered.pop("_target_", None)
-            filled[key] = {**offered, **filled[key]}
+        section = filled[key]
+        if isinstance(section, Mapping) and is_own(key, section):
+            offered = choice(key, section["name"]) or {}
+            defaults = {
+                name: value
+                for name, value in offered.items()
+                if name != "_target_" and value != MANDATORY
+            }
+            filled[key] = defaults | {
+                name: float(value)  # a class's 4 is its 4.0; sections see to it
+                if "_target_" in offered and type(value) is int and type(offered.get(name)) is float
+                else value
+                for name, value in section.items()
+            }
     return filled
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from fedbw_sweep.config.defaults import choice, groups, is_own, top_level
@@ -108,6 +109,8 @@ def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
     if section.get("content") is not None:
         left_out.add(PLACES[key])
     values = {name: value for name, value in section.items() if name not in left_out}
+    if key == "data" and "path" in left_out and section["name"] == "text":
+        values["path"] = PurePath(section["path"]).suffix.lower()  # says how the text is read
     return _differing(values, defaults)
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedbw_sweep.config.defaults import choice, is_own, offered
 from fedbw_sweep.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEYS = {
     "compression.rescale": "compression.norm_correction",
@@ -18,6 +22,9 @@ KEYS = {
 
 GROUPS = {"way": "preset"}
 """Config groups: old name -> today's."""
+
+_INSIDE = {old: (*old.split("."), new.partition(".")[2]) for old, new in KEYS.items()}
+"""Old key -> its group, its old name there, and today's."""
 
 
 def rename_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -47,25 +54,49 @@ def rename_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def rename_settings(science: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config with today's names.
+    """Return a run's config with today's names.
+
+    A class of the user's own keeps the names of its parameters, whatever they are.
 
     Raises
     ------
     ConfigError
-        If a key stands there by its old and by its new name.
+        If a key stands there by its old and by its new name. A new one at its default does not
+        count: Hydra puts it beside an old one that a file of the user's own sets.
     """
-    sections = {key: dict(v) if isinstance(v, Mapping) else v for key, v in science.items()}
-    for old, new in KEYS.items():
-        group, _, name = old.partition(".")
-        section = sections.get(group)
-        if not isinstance(section, dict) or name not in section:
+    renamed = dict(science)
+    for old, (group, name, today) in _INSIDE.items():
+        section = renamed.get(group)
+        if not isinstance(section, Mapping) or name not in section or not is_own(group, section):
             continue
-        if (today := new.partition(".")[2]) in section:
-            raise ConfigError(old, section[name], f"is now called {new}, which is given as well")
-        sections[group] = {today if k == name else k: v for k, v in section.items()}
-    return sections
+        offered = choice(group, section["name"]) or {}
+        if today not in offered:
+            continue
+        value = section[name]
+        if section.get(today, value) not in (offered[today], value):
+            raise ConfigError(old, value, f"is now called {KEYS[old]}, which is given as well")
+        renamed[group] = {k: v for k, v in section.items() if k != name} | {today: value}
+    return renamed
 
 
-def rename_columns(columns: Sequence[str]) -> dict[str, str]:
-    """Return today's name of each setting among a table's columns that had another."""
-    return {name: KEYS[name] for name in columns if name in KEYS}
+def rename_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of results with today's names of the settings.
+
+    Several old columns may become one, of which each row has the value that its choice had.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        A row per run, with the columns of `config_columns` among others.
+    """
+    for old, (group, _, today) in _INSIDE.items():
+        if old not in table or group not in table:
+            continue
+        having = [name for name in offered(group) if today in (choice(group, name) or {})]
+        moved = table[group].isin(having) & table[old].notna()
+        new, values = KEYS[old], table[old]
+        table[new] = table[new].mask(moved, values) if new in table else values.where(moved)
+        table[old] = values.mask(moved)
+        if table[old].isna().all():
+            table = table.drop(columns=old)
+    return table

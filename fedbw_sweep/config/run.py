@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from fedbw_sweep.config.defaults import choice, groups, is_own
+from fedbw_sweep.config.defaults import choice, groups, is_own, with_defaults
 from fedbw_sweep.config.groups import (
     BackendConfig,
     ClientsConfig,
@@ -21,6 +21,7 @@ from fedbw_sweep.config.groups import (
     TrainableConfig,
 )
 from fedbw_sweep.config.identity import numerics_of, run_id_of
+from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.config.section import Choice, Section
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
@@ -63,8 +64,12 @@ class RunConfig(Section):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values, the compressors' parameters included; see `from_hydra`."""
-        config = super().from_dict(_with_classes(values))
+        """Validate plain values, the compressors' parameters included; see `from_hydra`.
+
+        Keys may have their former names, and one that a choice of the package lacks counts as its
+        default.
+        """
+        config = super().from_dict(_with_classes(with_defaults(rename_settings(values))))
         config.compression.build()
         config.downlink.build("downlink")
         config.sampler()
@@ -128,7 +133,7 @@ def _with_classes(values: Mapping[str, Any]) -> dict[str, Any]:
     filled = dict(values)
     for key in groups().keys() & filled.keys():
         section = filled[key]
-        if isinstance(section, Mapping) and "_target_" not in section and is_own(key, section):
+        if isinstance(section, Mapping) and is_own(key, section):
             offered = choice(key, section["name"]) or {}
             if "_target_" in offered:
                 filled[key] = {**section, "_target_": offered["_target_"]}

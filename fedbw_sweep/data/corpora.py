@@ -17,7 +17,7 @@ def load_corpus(cfg: DataConfig) -> pd.DataFrame:
     """Read the configured corpus and mark what is held out.
 
     The last one is kept, since every cell of a sweep asks for it: treat it as read-only. A file
-    that changes meanwhile is not read again.
+    that was edited is another corpus where `cfg` names its content.
 
     Parameters
     ----------

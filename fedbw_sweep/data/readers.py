@@ -9,10 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.config.inputs import HUB_TIMEOUT_S, revision_of
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
-
-HUB_TIMEOUT_S = 10.0
 
 
 def _paragraphs(path: Path) -> pd.DataFrame:
@@ -63,7 +62,8 @@ def read_hub(cfg: DataConfig) -> pd.DataFrame:
         # load_dataset retries an unreachable hub for 23 s; asking first fails at once.
         if not Path(cfg.path).exists() and not is_offline_mode():
             HfApi().dataset_info(cfg.path, timeout=HUB_TIMEOUT_S)
-        dataset = datasets.load_dataset(cfg.path, cfg.subset, split=cfg.split)
+        revision = revision_of(cfg.content)
+        dataset = datasets.load_dataset(cfg.path, cfg.subset, split=cfg.split, revision=revision)
     except Exception as error:  # the hub's clients share no base class
         raise ConfigError(
             "data.path",

