@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from simulation_engine import Engine, echo
-from simulation_floor import Floor
+from engine import Engine, echo
+from floor import Floor
 from workloads import JOB_A, NO_STEP, ONE_ROUND_OF_A, WORKERS, Parts
 
 FIRST_STEP = "a worker has taken the first step"
@@ -128,8 +128,8 @@ def cold_floor(*overrides: str) -> float:
     """Seconds of a run in plain processes, their start and imports included."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import simulation_floor\n"
-        f"if __name__ == '__main__': simulation_floor.Floor(*{overrides}).run()"
+        "import floor\n"
+        f"if __name__ == '__main__': floor.Floor(*{overrides}).run()"
     )
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(code)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from simulation_engine import Engine
+from engine import Engine
 from workloads import WORKERS
 
 RECORDS = 120_000
@@ -166,7 +166,7 @@ def residuals() -> None:
 import os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from simulation_engine import Engine
+from engine import Engine
 from scaling import CAPPED
 Engine(*CAPPED).run()
 """

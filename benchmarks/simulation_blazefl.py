@@ -25,7 +25,7 @@ from blazefl.core import (
     deserialize_model,
     serialize_model,
 )
-from simulation_floor import apart, train_client
+from floor import apart, train_client
 from torch import nn
 from workloads import (
     ECHO_BYTES,

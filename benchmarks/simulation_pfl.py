@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulation_floor import apart, train_client
+from floor import apart, train_client
 from workloads import JOB_A, WORKERS, Parts, compose
 
 from fedbw_sweep.data.tokens import windows

@@ -149,9 +149,7 @@ TESTED_BY = {
     "bench.measures": "test_codecs.py",  # through the command, by each column's definition
     "compression.base": "compression/test_contract.py",  # with every method
     "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
-    "config.defaults": "config/test_identity.py",
     "config.groups": "config/test_run.py",  # as sections of a run's config
-    "config.inputs": "config/test_identity.py",
     "config.renames": "config/test_identity.py",
     "config.section": "config/test_run.py",
     "cost.downlink": "federation/test_downlink.py",  # against what is sent
