@@ -42,8 +42,9 @@ NUMERICS = (
     Change(2, "what runs recorded in format 2 are", lambda science: True),
     Change(
         3,
-        "the loss is computed without its logits where a model's head is a linear layer; the "
-        "server's step is made in float64; FedAdam is the paper's Algorithm 2",
+        "the loss is computed without its logits where a model's head is a linear layer; decoding "
+        "is the same on every processor (lowrank, ecsq, lowrank_ecsq, eden, sketch); the server's "
+        "step is made in float64; FedAdam is the paper's Algorithm 2",
         lambda science: True,
     ),
 )
