@@ -350,8 +350,8 @@ def sizes(differences: Iterable[Difference]) -> Iterator[str]:
         columns.setdefault(difference.column, []).append(difference)
     for column, own in columns.items():
         most = max(own, key=lambda one: one.relative)
-        values = f"{most.before} -> {most.after}"
-        yield f"{column}: in {len(own)} runs, by {most.relative:.1e} of it at most: {values}"
+        size = f"by up to {most.relative:.1e} of it, " if most.relative < inf else ""
+        yield f"{column}: {len(own)} runs, {size}{most.before:.20} -> {most.after:.20}"
 
 
 def report(cases: Sequence[Settings], found: Sequence[list[Difference]], allow: list[str]) -> int:
@@ -363,7 +363,7 @@ def report(cases: Sequence[Settings], found: Sequence[list[Difference]], allow: 
     for key, _, value in (pair.partition("=") for pair in allow):
         differing -= {n for n, case in enumerate(cases) if key in case and same(case[key], value)}
     if differing:
-        print("\nnot allowed to differ: seeds", *(cases[number]["seed"] for number in differing))
+        print("\nnot allowed to differ: seeds", *sorted(cases[n]["seed"] for n in differing))
     return 1 if differing else 0
 
 
