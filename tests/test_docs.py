@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.records import schema
 from fedbw_sweep.records.schema import (
     MESSAGES_COLUMNS,
     PARTS_COLUMNS,
@@ -115,6 +117,9 @@ def columns_page() -> str:
         "`downlink.*` are as `compression.*`. Choices of your own add columns of theirs.",
         "",
     ]
+    [paragraph] = cleandoc(schema.__doc__ or "").split("\n\n")[1:]
+    said = " ".join(paragraph.split()).replace("``", "`")
+    lines += ["## What is added later", "", said, ""]
     for file, columns in COLUMNS.items():
         lines += [f"## {file}", "", *table(dict(columns))]
     return "\n".join(lines)

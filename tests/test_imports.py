@@ -148,6 +148,10 @@ TESTED_BY = {
     "backends.ray.nursery": "backends/ray/test_node.py",  # which starts it
     "bench.measures": "test_codecs.py",  # through the command, by each column's definition
     "compression.base": "compression/test_contract.py",  # with every method
+    "compression.coding.decoder": "compression/coding/test_stream.py",
+    "compression.coding.encoder": "compression/coding/test_stream.py",
+    "compression.coding.tables": "compression/coding/test_stream.py",
+    "compression.layout": "compression/test_sizes.py",
     "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
     "config.groups": "config/test_run.py",  # as sections of a run's config
     "config.renames": "config/test_identity.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,15 @@ def test_a_sweep_skips_what_is_done(command: object, tmp_path: Path) -> None:
 
     code, printed, trained = command(*SMALL, "rounds=1")  # type: ignore[operator]
     assert (code, trained) == (0, 0), "a single run is a sweep of one, in the same folder"
+    assert "of them were trained on" not in printed
     assert (folder / "loss_against_bytes.png").stat().st_size > 10_000
+
+    status = folder / table["run_id"][0] / "status.json"  # as another machine would record it
+    status.write_text(json.dumps({**json.loads(status.read_text()), "device": "cuda"}))
+    code, printed, trained = command(*arguments, "device=cpu")  # type: ignore[operator]
+    assert (code, trained) == (0, 0)
+    assert "1 of them were trained on cuda and stay as they are" in printed
+    assert set(pd.read_csv(folder / "results.csv")["device"]) == {"cpu", "cuda"}
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -24,7 +25,7 @@ import yaml
 from fedbw_sweep.config.defaults import is_own, with_defaults
 from fedbw_sweep.config.identity import RECORD_FORMAT, config_columns, run_id_of
 from fedbw_sweep.config.renames import rename_settings
-from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.errors import FedbwError, ResultsError
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.schema import (
@@ -54,21 +55,41 @@ def upgraded(science: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def id_in_format_2(science: Mapping[str, Any]) -> str:
+    """Return the id that a run had in format 2: a hash of all that its config says."""
+    text = json.dumps([FORMAT_2, science], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def same_numbers(one: Path, other: Path) -> bool:
+    """Whether two run folders have the same files, but for those that are migrated."""
+    migrated = {CONFIG, STATUS}
+    names = [{path.name for path in folder.iterdir()} - migrated for folder in (one, other)]
+    return names[0] == names[1] and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in names[0]
+    )
+
+
 def migrate_run(folder: Path) -> str | None:
     """Migrate one run's folder; return what became of it, or None if it is of format 3 already."""
     science = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     status = None
     if (folder / STATUS).exists():
         status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        if status.get("schema_version") != FORMAT_2:
+        if status["schema_version"] != FORMAT_2:
             return None
-    elif "evaluate_every" in science:
-        return None
+    if folder.name != id_in_format_2(science):
+        if status is None:
+            return None
+        return f"{folder} stays: its {CONFIG} is not what it is named after, and was changed"
     science = upgraded(science)
     run_id = run_id_of(science, FORMAT_2)
     place = folder.with_name(run_id)
     if place.exists():
-        return f"{folder} stays: {place} is there already"
+        if not same_numbers(folder, place):
+            return f"{folder} stays: {place} is there already, with other numbers"
+        shutil.rmtree(folder)  # as an interrupted migration left it
+        return f"{folder} -> {run_id}"
     beside = Path(mkdtemp(prefix=f".{run_id}-", dir=folder.parent))
     shutil.copytree(folder, beside, dirs_exist_ok=True)
     text = yaml.dump(science, Dumper=yaml.CSafeDumper, sort_keys=False)
@@ -86,8 +107,11 @@ def migrate_page(folder: Path) -> dict[str, str]:
     """Migrate a recorded page's two tables; return the new id of each run by its old one."""
     records = load_records(folder, messages=False)
     results = records.results.drop(columns="source")
-    if not (results["schema_version"] == FORMAT_2).any():
+    old = results["schema_version"] == FORMAT_2
+    if not old.any():
         return {}
+    if not old.all():
+        raise ResultsError(f"{folder / RESULTS} has rows of both formats: take them apart")
     sections = sections_from_columns(results)
     sciences = [
         upgraded({key: values[of_row[at]] for key, (of_row, values) in sections.items()})
@@ -98,16 +122,26 @@ def migrate_page(folder: Path) -> dict[str, str]:
         for old, science in zip(results["run_id"], sciences, strict=True)
     }
     settings = pd.DataFrame([config_columns(science) for science in sciences], dtype=object)
-    names = [*AXES, "seed", *sorted(set(settings) - {*AXES, "seed"})]
+    names = [*AXES, "seed", *sorted(set(map(str, settings)) - {*AXES, "seed"})]
     results["run_id"] = results["run_id"].map(ids)
     results["schema_version"] = RECORD_FORMAT
     whole = pd.concat([settings[names], results[list(RESULTS_COLUMNS)]], axis=1)
-    rounds = records.rounds.assign(run_id=records.rounds["run_id"].map(ids))
+    # As text, and what has its new id already keeps it: an interrupted migration is gone on with.
+    rounds = pd.read_csv(folder / ROUNDS, dtype=str, keep_default_na=False)
+    rounds["run_id"] = rounds["run_id"].replace(ids)
     for table, name in ((rounds, ROUNDS), (whole, RESULTS)):
         beside = folder / f".{name}"
         table.to_csv(beside, index=False)
         beside.replace(folder / name)
     return ids
+
+
+def _tried(run: Path) -> str | None:
+    """Migrate a run, or say what is wrong with it."""
+    try:
+        return migrate_run(run)
+    except (FedbwError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return f"{run} stays: it is damaged: {type(error).__name__}: {error}"
 
 
 def main(folders: list[str]) -> int:
@@ -120,15 +154,16 @@ def main(folders: list[str]) -> int:
         runs = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
         try:
             if runs:
-                said = [one for run in runs if (one := migrate_run(run))]
+                said = [one for run in runs if (one := _tried(run))]
                 left += sum(" stays: " in one for one in said)
                 print(*said or [f"{folder}: nothing to migrate"], sep="\n")
                 collect(folder)
                 continue
             ids = migrate_page(folder)
-            print(*(f"{folder}: {old} -> {new}" for old, new in ids.items()), sep="\n")
+            said = [f"{folder}: {old} -> {new}" for old, new in ids.items()]
+            print(*said or [f"{folder}: nothing to migrate"], sep="\n")
         except (FedbwError, OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            print(f"{folder} is left alone: {error}")
+            print(f"{folder}: what is there is left alone: {error}")
             left += 1
     return int(left > 0)
 

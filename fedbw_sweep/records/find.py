@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fedbw_sweep.config.defaults import plain_defaults, with_defaults
+from fedbw_sweep.config.defaults import MANDATORY, choice, groups, plain_defaults, with_defaults
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.errors import ResultsError
@@ -87,7 +87,7 @@ def read_settings(
     A ``run_id`` is a hash of them, so that any CSV will do; without one, the run's folder.
     """
     beside = [name for name in RESULTS_AND_SOURCE if name != "run_id"]
-    own = [table.drop(columns=beside).set_index("run_id") for table in tables]
+    own = [_whole(table.drop(columns=beside).set_index("run_id")) for table in tables]
     _refuse_contradictions(own)
     read: dict[str, dict[str, Any]] = {}
     unknown: dict[str, Exception] = {}
@@ -109,6 +109,24 @@ def read_settings(
     nothing = pd.Series(index=known.index, dtype=object)
     typed = {name: _typed(known.get(name, nothing)) for name in names}
     return pd.DataFrame(typed).reset_index(drop=True), unknown
+
+
+def _whole(settings: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that a table lacks of its choices' parameters, at their defaults.
+
+    An empty cell of a column that is there is a parameter that is null or that the choice lacks.
+    """
+    added: dict[str, pd.Series] = {}
+    for group in groups().keys() & set(settings):
+        foreign = settings.get(f"{group}._target_", pd.Series(pd.NA, settings.index)).notna()
+        for name in settings[group].dropna().unique():
+            columns = config_columns({group: choice(group, name) or {"name": name}})
+            own = (settings[group] == name).fillna(False) & ~foreign
+            for column, default in columns.items():
+                if column not in settings and default not in (None, MANDATORY):
+                    empty = pd.Series(pd.NA, settings.index, dtype=object)
+                    added[column] = added.get(column, empty).mask(own, default)
+    return settings.assign(**added)
 
 
 def _refuse_contradictions(settings: Sequence[pd.DataFrame]) -> None:

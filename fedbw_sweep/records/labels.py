@@ -37,6 +37,16 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
     return [name for name in ordered if name == "compression" or differs(name)]
 
 
+def mixed(results: pd.DataFrame) -> list[str]:
+    """Say in which of `SETS_APART` runs differ: they are then told apart by it, as by a setting."""
+    values = {name: sorted(results[name].dropna().unique()) for name in SETS_APART}
+    return [
+        f"the runs differ in {name} ({', '.join(map(str, values))}), which tells them apart"
+        for name, values in values.items()
+        if len(values) > 1
+    ]
+
+
 def setting_labels(results: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     """Write settings as text, a choice's own parameters beside its name: ``topk density=0.01``.
 

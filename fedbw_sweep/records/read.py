@@ -11,10 +11,13 @@ import pandas as pd
 
 from fedbw_sweep.config.renames import rename_columns
 from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.compare import OF_PREDICTION, Tolerance
 from fedbw_sweep.records.find import Configs, find_records, read_settings
+from fedbw_sweep.records.labels import mixed
 from fedbw_sweep.records.schema import (
     AXES,
     FORMAT_2,
+    MACHINE,
     NEVER_RECORDED,
     OF_STATUS,
     PARTS,
@@ -34,7 +37,7 @@ from fedbw_sweep.records.tables import (
     parse_csv,
     read_whole_lines,
 )
-from fedbw_sweep.records.write import read_status
+from fedbw_sweep.records.write import end_in_format_2, read_status
 
 
 @dataclass(frozen=True)
@@ -110,17 +113,21 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
             if table.parent not in {folder.parent for folder in folders}:
                 raise
             notes.append(f"{error}; read the run folders beside it instead")
-    environments, own, folder_of = {}, [], {}
+    environments, own = {}, []
     for folder in folders:
-        row, environment = _read_run(folder, notes)
+        row, environments[str(folder)] = _read_run(folder, notes)
         own.append(row)
-        folder_of[row["run_id"]] = folder
-        if environment is not None:
-            environments[row["run_id"]] = environment
     rows = pd.concat([_results_frame(own), *(f[RESULTS_AND_SOURCE] for f in found)])
-    results = _each_run_once(rows.reset_index(drop=True), notes)
+    results, unlike = _each_run_once(rows.reset_index(drop=True), notes)
     if results.empty:
         raise ResultsError(f"{', '.join(map(str, [*folders, *tables]))}: holds no whole run")
+    counted = {str(folder): folder for folder in folders}
+    folder_of = {row["run_id"]: counted[row["source"]] for row in reversed(own)}
+    folder_of |= {
+        run: counted[source]
+        for run, source in results[["run_id", "source"]].itertuples(index=False)
+        if source in counted
+    }
     configs = Configs(folder_of)
     settings, unknown = read_settings(results["run_id"], found, configs)
     for run, why in unknown.items():
@@ -128,15 +135,20 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         results.loc[results["run_id"] == run, ["status", "reason"]] = ["missing", notes[-1]]
     results = pd.concat([settings, results], axis=1)
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
+    notes += mixed(results)
     from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
     return Records(
         results,
-        load_rounds(from_folder, _finished_elsewhere(found, folders, results), notes),
+        load_rounds(from_folder, _finished_elsewhere(found, folders, results, unlike), notes),
         load_messages(from_folder if messages else {}),
         load_alike(from_folder if messages else {}, TIMING, TIMING_COLUMNS, notes),
         load_alike(from_folder, PARTS, PARTS_COLUMNS, notes),
         configs,
-        environments,
+        {
+            run: known
+            for run, at in folder_of.items()
+            if (known := environments[str(at)]) is not None
+        },
         notes,
     )
 
@@ -180,8 +192,8 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     if old.any():
         table = rename_columns(table)
         table["reason"] = table["reason"].where(~old, table.pop("error"))
-        done = (table["status"] == "done").fillna(False)
-        table.loc[old, "end"] = done[old].map({True: "rounds", False: "failed"})
+        rows = table.loc[old, ["status", "reason"]].astype(object).itertuples(index=False)
+        table.loc[old, "end"] = [end_in_format_2(*row) for row in rows]
         table.loc[old, "numerics"] = FORMAT_2
     if lacking := [name for name in [*AXES, "seed"] if name not in table]:
         raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
@@ -205,8 +217,10 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     return table.drop_duplicates(ignore_index=True).assign(source=str(path))
 
 
-def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Keep the best record of each run.
+def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, set[str]]:
+    """Keep the best record of each run, and name the runs that unlike machines have done.
+
+    Of those, numbers may differ within a `Tolerance`; of all others, not at all.
 
     Raises
     ------
@@ -220,31 +234,51 @@ def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     other = rows[again & (rows["status"] == "done")]
     kept = first.loc[other["run_id"]].reset_index()
     other = other.reset_index(drop=True)
-    for name in RESULTS_COLUMNS:
+    machines = [(kept[name] != other[name]).fillna(False) for name in MACHINE]
+    unlike = pd.concat(machines, axis=1).any(axis=1)
+    for name in [name for name in RESULTS_COLUMNS if name not in MACHINE]:
         equal = (other[name] == kept[name]).fillna(False) | (other[name].isna() & kept[name].isna())
-        if not equal.all():
-            at = int((~equal).to_numpy().argmax())
-            raise ResultsError(
-                f"run {kept['run_id'][at]} has {name} {kept[name][at]} in {kept['source'][at]} and "
-                f"{other[name][at]} in {other['source'][at]}: leave one of them out"
-            )
+        for at in equal.index[~equal]:
+            if unlike[at] and name in OF_PREDICTION:
+                continue
+            fixed = str(kept["prediction"][at]) == "exact"
+            tolerance = Tolerance.of(fixed_size=fixed) if unlike[at] else Tolerance()
+            if tolerance.differ(name, kept[name][at], other[name][at]):
+                raise ResultsError(
+                    f"run {kept['run_id'][at]} has {name} {kept[name][at]} in {kept['source'][at]} "
+                    f"and {other[name][at]} in {other['source'][at]}: leave one of them out"
+                )
+    said = other[unlike].drop_duplicates(["run_id", *MACHINE])  # a folder, and the table beside it
+    for at in said.index:
+        places = " and ".join(
+            f"{table['processor'][at]} ({table['source'][at]})" for table in (kept, other)
+        )
+        notes.append(f"run {kept['run_id'][at]} was done on {places}: the first counts")
     superseded = rows[again & (rows["status"] == "failed")]
     for run, source in superseded[["run_id", "source"]].itertuples(index=False):
         if first.loc[run, "status"] == "done":
             notes.append(f"run {run} failed in {source} and is done in {first.loc[run, 'source']}")
-    return rows[~again].reset_index(drop=True)
+    return rows[~again].reset_index(drop=True), set(kept["run_id"][unlike])
 
 
 def _finished_elsewhere(
-    tables: Iterable[pd.DataFrame], folders: Iterable[Path], results: pd.DataFrame
+    tables: Iterable[pd.DataFrame],
+    folders: Iterable[Path],
+    results: pd.DataFrame,
+    unlike: set[str],
 ) -> dict[Path, set[str]]:
-    """Return the runs that tables other than those beside the run folders have as they count."""
+    """Return the runs that tables other than those beside the run folders have as they count.
+
+    Of `unlike` runs only the record that counts does: another has other last digits.
+    """
     beside = {folder.parent for folder in folders}
     status = dict(zip(results["run_id"], results["status"], strict=True))
+    of_source = dict(zip(results["run_id"], results["source"], strict=True))
     found = {}
     for table in tables:
         for source, rows in table.groupby("source"):
             if Path(str(source)).parent not in beside:
                 counts = rows["status"] == rows["run_id"].map(status)
+                counts &= ~rows["run_id"].isin(unlike) | (rows["run_id"].map(of_source) == source)
                 found[Path(str(source))] = set(rows.loc[counts, "run_id"])
     return found

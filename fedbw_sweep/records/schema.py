@@ -1,10 +1,12 @@
 """The files of a record: their names, columns, types and units.
 
-Format 3 grows by addition. A number of a run is a new column of `RESULTS_COLUMNS`, one of a round
-of `ROUNDS_COLUMNS`; hashes of files and what was noted of the environment are keys of
-``status.json``; rows of another kind (the bytes of a wire, the numbers of each client) and states
-are files or folders of their own in the run's folder. Readers leave out what they do not know, and
-give missing values for what is not there; a setting that a record lacks counts as its default.
+Format 3 grows by addition, without a new version. A number that a run measures is a new column of
+`RESULTS_COLUMNS`, one of a round of `ROUNDS_COLUMNS`, neither of them required. Hashes of files and
+what was noted of the environment are keys of ``status.json``, a new way to end is a value of
+``end``. Rows of another kind (``wire.csv``, ``clients.csv``) and states (``checkpoint/``) are files
+or folders of their own in the run's folder. Readers ignore columns, keys and files that they do not
+know, and give missing values for what is not there; a setting that a record lacks counts as its
+default.
 """
 
 from __future__ import annotations
@@ -53,6 +55,9 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     ),
     "reason": Column("string", "why it ended so, or why nothing was recorded", required=False),
     "device": Column("string", "what trained: cpu or cuda", required=False),
+    "processor": Column(
+        "string", "its name, after a GPU's; and the cores there are", required=False
+    ),
     "numerics": Column(
         "Int64", "number of the last change by design of such a run's results", required=False
     ),
@@ -167,6 +172,9 @@ SETS_APART = "device", "numerics"
 """Columns in which runs that stand in one table must not differ unnoticed: where they do, they tell
 runs apart as settings do."""
 
+MACHINE = "device", "processor"
+"""Columns that say where a run was trained: between unlike machines last digits may differ."""
+
 ENDS = "rounds", "target", "budget", "diverged", "pruned", "failed"
 """How a run may end: all its rounds done; at a loss, or at a number of bytes, that it was to stop
 at; not finite any more; given up by a search; failed."""
@@ -189,7 +197,7 @@ class End:
 
 
 OF_STATUS = (
-    "run_id", "status", "end", "reason", "device", "numerics", "schema_version",
+    "run_id", "status", "end", "reason", "device", "processor", "numerics", "schema_version",
 )  # fmt: skip
 """Columns of ``results.csv`` that ``status.json`` states beside its summary."""
 

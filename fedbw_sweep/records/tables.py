@@ -84,9 +84,13 @@ def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Data
             "written by another version, or not by fedbw_sweep; docs/columns.md lists the columns"
         )
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
-    for name in set(columns) - set(frame):
-        frame[name] = None
-    return frame.astype({name: column.dtype for name, column in columns.items()})
+    return _with_all(frame, columns)
+
+
+def _with_all(table: pd.DataFrame, columns: Mapping[str, Column]) -> pd.DataFrame:
+    """Give a table all of `columns` in their own dtypes, those that it lacks without a value."""
+    absent = {name: None for name in columns if name not in table}
+    return table.assign(**absent).astype({name: column.dtype for name, column in columns.items()})
 
 
 def load_rounds(
@@ -174,12 +178,14 @@ def load_messages(folders: Mapping[str, Path]) -> pd.DataFrame:
         path = folder / MESSAGES
         if path.exists():
             try:
-                table = pq.read_table(path, partitioning=None, columns=list(MESSAGES_COLUMNS))
+                table = pq.read_table(path, partitioning=None)
             except (pa.ArrowInvalid, OSError) as error:
                 raise ResultsError(f"{path} is damaged: {error}; leave {folder} out") from None
-            if lacking := set(MESSAGES_COLUMNS) - set(table.column_names):
+            lacking = {name for name, column in MESSAGES_COLUMNS.items() if column.required}
+            if lacking := lacking - set(table.column_names):
                 raise ResultsError(f"{path} has no column {', '.join(sorted(lacking))}")
-            parts.append(table.to_pandas().assign(run_id=run))
+            own = table.select([n for n in table.column_names if n in MESSAGES_COLUMNS])
+            parts.append(_with_all(own.to_pandas(), MESSAGES_COLUMNS).assign(run_id=run))
     messages = pd.concat(parts, ignore_index=True)
     dtypes = {"run_id": "string", **{n: column.dtype for n, column in MESSAGES_COLUMNS.items()}}
     return messages[list(dtypes)].astype(dtypes)

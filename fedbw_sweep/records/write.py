@@ -83,7 +83,7 @@ class RunRecord:
                 "status": self.status,
                 "end": self.end,
                 "reason": self.error,
-                "device": kind_of(str(self.environment.get("device", "cpu"))),
+                **trained_on(self.environment),
                 "summary": self.summary,
                 "environment": self.environment,
             }
@@ -127,27 +127,35 @@ def read_status(folder: Path) -> dict[str, Any] | None:
             raise ResultsError(
                 f"{folder / STATUS} is damaged: no run_id, status or summary; delete {folder}"
             )
-        return dict(status)
+        return {**trained_on(status.get("environment") or {}), **status}
     return None
 
 
-def kind_of(device: str) -> str:
-    """Name the kind of a device by its name."""
-    return device if device in ("cpu", "cuda") else "cuda"
+def trained_on(environment: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the columns `MACHINE` of a run, by what was noted of its environment."""
+    device, processor = environment.get("device", "cpu"), environment.get("processor")
+    if device == "cpu":
+        return {"device": "cpu", "processor": processor}
+    return {"device": "cuda", "processor": f"{device}; {processor}"}
 
 
 def from_format_2(status: dict[str, Any]) -> dict[str, Any]:
     """Return what ``status.json`` of format 2 would say in format 3."""
     error, environment = status.get("error"), status.get("environment") or {}
-    how = "rounds" if error is None else "failed"
-    diverged = error is not None and "lower lr" in str(error)
     return {
         **{key: value for key, value in status.items() if key != "error"},
         "numerics": FORMAT_2,
-        "end": "diverged" if diverged else how,
+        "end": end_in_format_2(str(status.get("status")), error),
         "reason": error,
-        "device": kind_of(str(environment.get("device", "cpu"))),
+        **trained_on(environment),
     }
+
+
+def end_in_format_2(status: str, error: str | None) -> str | None:
+    """Say how a run of format 2 ended, which has its error alone."""
+    if status != "failed":
+        return "rounds" if status == "done" else None
+    return "diverged" if "lower lr" in str(error) else "failed"
 
 
 def announce(configs: Iterable[RunConfig], sweep_dir: Path) -> None:
@@ -164,6 +172,15 @@ def announce(configs: Iterable[RunConfig], sweep_dir: Path) -> None:
 
 
 def is_done(config: RunConfig, sweep_dir: Path) -> bool:
-    """Whether the run is recorded as done, so that nothing is left to do."""
+    """Whether the run is recorded as done, so that nothing is left to do.
+
+    One that was trained on another device is: it is the same run, whatever computed it.
+    """
+    return device_of(config, sweep_dir) is not None
+
+
+def device_of(config: RunConfig, sweep_dir: Path) -> str | None:
+    """Return the device that a run is recorded as done on, cpu or cuda; None if it is not done."""
     status = read_status(sweep_dir / config.run_id)
-    return status is not None and status["status"] == "done"
+    done = status is not None and status["status"] == "done"
+    return status.get("device", "cpu") if status is not None and done else None

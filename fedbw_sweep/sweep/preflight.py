@@ -15,7 +15,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import errors_end_the_command, message_console
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
-from fedbw_sweep.records.write import announce, is_done
+from fedbw_sweep.records.write import announce, device_of
 from fedbw_sweep.sweep import launcher
 from fedbw_sweep.sweep.grid import Composer, expand
 
@@ -74,7 +74,8 @@ def prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: b
             folder_key, folder, f"cannot be written: {error.strerror}; choose another folder"
         ) from None
     cells = launcher.command.cells
-    todo = [cell for cell in cells if not is_done(cell, folder)]
+    devices = [device_of(cell, folder) for cell in cells]
+    todo = [cell for cell, device in zip(cells, devices, strict=True) if device is None]
     if len(todo) < len(cells):
         message_console().print(f"{len(cells) - len(todo)} of {len(cells)} runs are done")
     for cell in todo:
@@ -85,7 +86,16 @@ def prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: b
     if todo and here:
         backend_of(todo[0].backend).start(todo[0])
     from fedbw_sweep.sweep.run import check
+    from fedbw_sweep.training.process import pick_device
 
+    asked: str = cells[0].device
+    asked = pick_device(asked).type if asked == "auto" else asked
+    if others := set(devices) - {None, asked}:
+        done = sum(device in others for device in devices)
+        message_console().print(
+            f"{done} of them were trained on {', '.join(map(str, others))} and stay as they are; "
+            "another folder (sweep=<name>) trains them here"
+        )
     needs: dict[str, dict[str, RunConfig]] = {}
     for cell in todo:
         drawn = cell.seed if cell.data.partition != "natural" else None

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from fedbw_sweep.config import config_columns
+from fedbw_sweep.config.identity import config_columns
 from tests.conftest import ROOT, config_of
 from tools import compare_commits
 from tools.compare_commits import RUNS, Tree, cases, differences, possible, shared, tables

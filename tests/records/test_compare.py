@@ -1,0 +1,34 @@
+"""What of two records of one run may differ between unlike machines."""
+
+from __future__ import annotations
+
+import math
+
+from fedbw_sweep.records.compare import Tolerance
+
+
+def test_bytes_of_fixed_size_are_the_same_everywhere() -> None:
+    fixed, coded = Tolerance.of(fixed_size=True), Tolerance.of(fixed_size=False)
+    assert fixed.differ("uplink_bytes", 1000, 1001)
+    assert not coded.differ("uplink_bytes", 1000, 1019)
+    assert coded.differ("uplink_bytes", 1000, 1021)
+    assert coded.differ("dense_uplink_bytes", 1000, 1001), "shapes say it"
+    assert coded.differ("clients", 4, 5)
+
+
+def test_losses_may_differ_in_last_digits_but_not_be_missing() -> None:
+    unlike = Tolerance.of(fixed_size=True)
+    assert not unlike.differ("loss", 2.0, 2.0099)
+    assert unlike.differ("loss", 2.0, 2.0101)
+    assert unlike.differ("loss", 2.0, math.nan)
+    assert not unlike.differ("loss", math.nan, math.nan)
+    assert not unlike.differ("model_hash", "aa", "bb")
+    # A loss of 10 may differ by 0.05, which is 5.1% of its perplexity.
+    assert not unlike.differ("perplexity", math.exp(10), math.exp(10.049))
+    assert unlike.differ("perplexity", math.exp(10), math.exp(10.051))
+
+
+def test_on_the_same_machine_all_must_be_equal() -> None:
+    assert Tolerance().differ("model_hash", "aa", "bb")
+    assert Tolerance().differ("loss", 2.0, math.nextafter(2.0, 3.0))
+    assert not Tolerance().differ("uplink_bytes", 7, 7)
