@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-from simulation import WORKERS, Engine
+from engine import Engine
+from workloads import WORKERS
 
 RECORDS = 120_000
 NO_TRAINING = ("local_epochs=0", "data.heldout_tokens=64", f"backend.workers={WORKERS}")
@@ -165,7 +166,7 @@ def residuals() -> None:
 import os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from simulation import Engine
+from engine import Engine
 from scaling import CAPPED
 Engine(*CAPPED).run()
 """

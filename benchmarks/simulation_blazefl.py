@@ -25,7 +25,9 @@ from blazefl.core import (
     deserialize_model,
     serialize_model,
 )
-from simulation import (
+from floor import apart, train_client
+from torch import nn
+from workloads import (
     ECHO_BYTES,
     ECHO_CLIENTS,
     ECHO_ROUNDS,
@@ -33,11 +35,8 @@ from simulation import (
     NO_STEP,
     WORKERS,
     Parts,
-    apart,
     compose,
-    train_client,
 )
-from torch import nn
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import windows

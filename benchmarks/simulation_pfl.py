@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from simulation import JOB_A, WORKERS, Parts, apart, compose, train_client
+from floor import apart, train_client
+from workloads import JOB_A, WORKERS, Parts, compose
 
 from fedbw_sweep.data.tokens import windows
 from fedbw_sweep.federation.shared import federated_text

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
-from fedbw_sweep.codecs import BenchConfig, error
+from fedbw_sweep.bench.measures import error
+from fedbw_sweep.bench.updates import BenchConfig
 from fedbw_sweep.compression.base import Compressor, FloatVector, Layout
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.eden import Eden

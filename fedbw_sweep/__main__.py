@@ -53,6 +53,7 @@ def main() -> None:
     """Run the command line; exit with 1 if any run failed, 2 if nothing could start."""
     signal.signal(signal.SIGINT, interrupted)
     sys.argv[1:] = arrange(sys.argv[1:])
+    code = 0
     with errors_end_the_command():
         try:
             cell()

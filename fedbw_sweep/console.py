@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,18 @@ MB, MIB = 10**6, 2**20
 FILE_WIDTH = 180
 
 
+class _Output(Console):
+    """A console that leaves to the command what to do when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich has caught."""
+        raise BrokenPipeError
+
+
 def output_console() -> Console:
     """Return a console for tables: as wide as the terminal, or wide enough for a file or pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=FILE_WIDTH)
+    console = _Output(highlight=False)
+    return console if console.is_terminal else _Output(highlight=False, width=FILE_WIDTH)
 
 
 def message_console() -> Console:
@@ -32,14 +41,29 @@ def in_all_units(count: int) -> str:
     return f"{count:,} B = {count / MIB:,.2f} MiB = {count / MB:,.2f} MB"
 
 
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it: 12.3 s, 4.2 min, 3.1 h or 2.5 d."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds / 86400:,.1f} d"
+
+
 @contextmanager
 def errors_end_the_command() -> Iterator[None]:
-    """Print an error a user can act on, without a traceback, and exit with 2."""
+    """Print an error a user can act on, without a traceback, and exit with 2.
+
+    Whoever reads the output may stop before its end, as ``head`` does: that is no error, and the
+    rest of the block is left out.
+    """
     try:
         yield
+        sys.stdout.flush()
     except FedbwError as error:
         message_console().print(f"[red]error:[/red] {escape(str(error))}")
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def today(overrides: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import (
     MB,
+    duration,
     errors_end_the_command,
     in_all_units,
     output_console,
@@ -220,14 +221,6 @@ def _numbers(cell: Cell) -> tuple[str, ...]:
         duration(seconds * cell.config.rounds),
         escape(predicted.basis),
     )
-
-
-def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it: 12.3 s, 4.2 min, 3.1 h or 2.5 d."""
-    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
-        if seconds < most * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds / 86400:,.1f} d"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import output_console
-from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.console import duration, errors_end_the_command, output_console
 from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.running import read_running
@@ -54,7 +52,7 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
             loss = "" if state["loss"] is None else f", loss {state['loss']:.3f}"
             detail = (
                 f"round {state['round']} of {state['rounds']}{loss}, "
-                f"{_duration(time.time() - state['started'])} so far"
+                f"{duration(time.time() - state['started'])} so far"
             )
         elif status == "missing":
             remaining += 1
@@ -72,17 +70,18 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 2 if there is no sweep there."""
+    """Run the command line; exit with 2 if there is no sweep there."""
     parser = argparse.ArgumentParser(
         "python -m fedbw_sweep.status", description="Show how far a sweep is."
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="its folder: outputs/<sweep>")
     given = parser.parse_args(arguments)
-    try:
-        runs, seconds_left = sweep_status(given.sweep)
-    except FedbwError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False)
-        return 2
+    with errors_end_the_command():
+        _show(*sweep_status(given.sweep))
+    return 0
+
+
+def _show(runs: pd.DataFrame, seconds_left: float) -> None:
     table = Table()
     for name in runs.columns:
         table.add_column(name)
@@ -92,15 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.print(table)
     counts = runs["status"].value_counts()
     said = ", ".join(f"{counts.get(state, 0)} {state}" for state in STATES)
-    left = "" if math.isnan(seconds_left) else f"; about {_duration(seconds_left)} left"
+    left = "" if math.isnan(seconds_left) else f"; about {duration(seconds_left)} left"
     output.print(f"{len(runs)} runs: {said}{left}")
-    return 0
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 if __name__ == "__main__":

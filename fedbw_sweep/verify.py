@@ -15,14 +15,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.markup import escape
 
 from fedbw_sweep.config.identity import PLACES, run_id_of
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
+from fedbw_sweep.console import errors_end_the_command, message_console
+from fedbw_sweep.errors import ConfigError, ResultsError
 from fedbw_sweep.records.compare import OF_PREDICTION, Tolerance
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.schema import (
@@ -289,7 +289,7 @@ def _versions(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 1 if anything differs, 2 if the run cannot be done again."""
+    """Run the command line; return 1 if anything differs, exit with 2 if nothing can be done."""
     parser = argparse.ArgumentParser(
         "python -m fedbw_sweep.verify",
         description="Do a recorded run again from its own config.yaml and compare every byte "
@@ -306,17 +306,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "execution", nargs="*", metavar="KEY=VALUE", help="how to execute it: backend.workers=1"
     )
     given = parser.parse_args(arguments)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        with console.status(f"doing {given.run} again") as shown:
-            found = verify(
-                given.run,
-                given.execution,
-                lambda row: shown.update(f"round {row['round']}: loss {row['loss']:.3f}"),
-            )
-    except FedbwError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}")
-        return 2
+    with errors_end_the_command(), message_console().status(f"doing {given.run} again") as shown:
+        found = verify(
+            given.run,
+            given.execution,
+            lambda row: shown.update(f"round {row['round']}: loss {row['loss']:.3f}"),
+        )
+    return _show(given.run, found)
+
+
+def _show(run: Path, found: Verification) -> int:
+    """Print what was found; return 1 if anything differs."""
+    console = message_console()
     for difference in found.differences[:SHOWN]:
         console.print(f"[red]differs:[/red] {escape(difference)}")
     if len(found.differences) > SHOWN:
@@ -325,19 +326,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"[yellow]another environment:[/yellow] {escape(difference)}")
     if found.differences:
         why = "; versions or hardware differ, see above" if found.environment else ""
-        print(f"{given.run}: {len(found.differences)} of {found.compared} values differ{why}")
+        print(f"{run}: {len(found.differences)} of {found.compared} values differ{why}")
         return 1
     lacking = " and ".join(found.not_recorded)
     lacking = f" (its {lacking} are not recorded and not compared)" if lacking else ""
     if found.why:
         print(
-            f"{given.run}: reproduced within tolerance (largest relative difference of a loss: "
+            f"{run}: reproduced within tolerance (largest relative difference of a loss: "
             f"{found.loss_difference:.1e}); {found.compared} values are compared; {found.why}"
             f"{lacking}"
         )
         return 0
     print(
-        f"{given.run}: reproduced exactly; {found.compared} values are equal, the model's hash too"
+        f"{run}: reproduced exactly; {found.compared} values are equal, the model's hash too"
         f"{lacking}"
     )
     return 0

@@ -59,6 +59,13 @@ def config_of(*overrides: str) -> RunConfig:
         return RunConfig.from_hydra(_composer.config(overrides))
 
 
+def refuses(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Assert that a command ends as it does where the user has to change something: with 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
 @pytest.fixture
 def run_config() -> Callable[..., RunConfig]:
     """See `config_of`."""

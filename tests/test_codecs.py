@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from fedbw_sweep import codecs
-from fedbw_sweep.compression.base import Layout, TensorSpec
+from fedbw_sweep.bench.measures import COLUMNS
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.errors import ConfigError
 
@@ -43,7 +43,7 @@ def test_every_column_against_its_definition(
 ) -> None:
     methods = 'methods=[none,int8,"topk density=0.01 values=fp32"]'
     table = bench(monkeypatch, tmp_path, f"update={update}", methods)
-    assert list(table.columns) == list(codecs.COLUMNS)[1:]
+    assert list(table.columns) == list(COLUMNS)[1:]
     assert table.loc["none", ["bytes", "bits", "ratio", "nmse"]].tolist() == [28_000, 32, 1, 0]
     # 7,000 coordinates in blocks of 128: 55 scales of 2 bytes, and the frame
     assert table.loc["int8", "bytes"] == 7000 + 2 * 55 + 4
@@ -74,36 +74,6 @@ def test_real_updates_of_several_clients(monkeypatch: pytest.MonkeyPatch, tmp_pa
         'methods=["eden bits=1",int4]',
     )
     assert table.loc["eden bits=1", "mean_nmse"] < table.loc["eden bits=1", "nmse"]
-
-
-def test_a_safetensors_file(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    path = tmp_path / "update.safetensors"
-    save_file(
-        {"w": torch.tensor([[1.5, -2.0]], dtype=torch.bfloat16), "n": torch.ones(1).int()}, path
-    )
-    layout, [vector] = codecs.load_update(str(path))
-    assert layout == Layout((TensorSpec("w", (1, 2)),))
-    assert vector.tolist() == [1.5, -2.0]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("none.npz", None, "cannot be read"),
-        ("bad.npz", b"PK not a zip", "cannot be read"),
-        ("bad.safetensors", b"\x00" * 16, "cannot be read"),
-        ("update.bin", b"", "must be an .npz or .safetensors file"),
-    ],
-)
-def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes | None, word: str) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=word):
-        codecs.load_update(str(path))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The package's modules import one way, and what must stay light imports nothing heavy."""
+"""Modules import one way, what must stay light imports nothing heavy, tests mirror the package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fedbw_sweep"
 
 ORDER = [
     "errors",
+    "extras",
     "seeding",
     "environment",
     "config.section",
@@ -133,3 +134,56 @@ def test_light_packages_import_neither_torch_nor_ray_nor_flower() -> None:
         [sys.executable, "-c", code, *modules], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+SMALL = 60
+"""Lines up to which a module needs no file of tests of its own name."""
+
+TESTED_BY = {
+    "backends.base": "backends/test_flower.py",  # through each backend
+    "backends.ray.nursery": "backends/ray/test_node.py",  # which starts it
+    "bench.measures": "test_codecs.py",  # through the command, by each column's definition
+    "compression.base": "compression/test_contract.py",  # with every method
+    "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
+    "config.groups": "config/test_run.py",  # as sections of a run's config
+    "config.renames": "config/test_identity.py",
+    "config.section": "config/test_run.py",
+    "cost.downlink": "federation/test_downlink.py",  # against what is sent
+    "data.federate": "data/test_partition.py",  # as everything that divides text
+    "federation.client": "federation/test_rounds.py",
+    "federation.job": "federation/test_rounds.py",
+    "federation.rows": "federation/test_rounds.py",
+    "federation.shared": "federation/test_frozen.py",
+    "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
+    "records.collect": "records/test_write.py",
+    "records.find": "records/test_read.py",
+    "records.labels": "report/test_spec.py",  # by the rows of tables
+    "records.running": "test_status.py",
+    "records.schema": "test_docs.py",  # against the page of columns
+    "records.tables": "records/test_read.py",
+    "report.charts": "report/test_page.py",  # in a browser
+    "report.drawing": "report/test_figure.py",
+    "report.table": "test_main.py",  # as the command prints it
+    "sweep.grid": "test_plan.py",
+    "sweep.launcher": "test_main.py",
+    "sweep.preflight": "test_main.py",
+    "sweep.progress": "test_main.py",
+    "sweep.run": "test_main.py",
+}
+"""Larger modules without a file of tests of their own name, and the file that tests each."""
+
+
+def test_the_tests_mirror_the_package() -> None:
+    tests = ROOT / "tests"
+    files = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py")}
+    for file in files:
+        folder = Path(file).parent
+        assert (PACKAGE / folder).is_dir() or (ROOT / folder).is_dir(), f"{file} mirrors nothing"
+    alone = set()
+    for path in FILES:
+        module = path.relative_to(PACKAGE)
+        own = str(module.with_name(f"test_{module.stem.strip('_')}.py"))
+        if own not in files and len(path.read_text(encoding="utf-8").splitlines()) > SMALL:
+            alone.add(".".join(module.with_suffix("").parts))
+    assert alone == set(TESTED_BY), "give it a file of tests, or say in TESTED_BY which tests it"
+    assert set(TESTED_BY.values()) <= files

@@ -15,7 +15,7 @@ from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.sweep import run as run_module
 
-from .conftest import SMALL, config_of
+from .conftest import SMALL, config_of, refuses
 from .local import LocalBackend
 
 pytestmark = pytest.mark.slow
@@ -129,13 +129,13 @@ def test_a_run_known_from_a_table_alone_is_done_again(
     rounds.to_csv(page / "rounds.csv", index=False)
     assert verify.main([str(page / run.name)]) == 0
     assert "it is not known what processor it was recorded on" in capsys.readouterr().out
-    assert verify.main([str(page / "0123456789ab")]) == 2
+    refuses(verify.main, [str(page / "0123456789ab")])
 
 
 def test_a_changed_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     science = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**science, "lr": 0.002}))
-    assert verify.main([str(run)]) == 2
+    refuses(verify.main, [str(run)])
     assert "is not what" in capsys.readouterr().err
 
 
@@ -153,11 +153,11 @@ def test_a_text_may_have_moved_but_not_changed(
     assert run_module.execute(config, tmp_path).error is None
     run = tmp_path / config.run_id
     moved = path.rename(tmp_path / "moved.txt")
-    assert verify.main([str(run)]) == 2
+    refuses(verify.main, [str(run)])
     assert f"{path} is not there now" in capsys.readouterr().err
     assert verify.main([str(run), f"data.path={moved}"]) == 0
     moved.write_text(whole.replace("some", "many"))
-    assert verify.main([str(run), f"data.path={moved}"]) == 2
+    refuses(verify.main, [str(run), f"data.path={moved}"])
     printed = capsys.readouterr().err
     assert f"{moved} is sha256:" in printed
     assert "it was edited, or is another one" in printed
@@ -174,6 +174,6 @@ def test_a_text_may_have_moved_but_not_changed(
 def test_what_cannot_be_done_again(
     run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
 ) -> None:
-    assert verify.main([str(run) if a == "RUN" else a for a in arguments]) == 2
+    refuses(verify.main, [str(run) if a == "RUN" else a for a in arguments])
     printed = capsys.readouterr().err
     assert all(word in printed for word in words), printed

@@ -13,6 +13,7 @@ import pandas as pd
 from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.data.tokens import ClientTokens, Rows
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.extras import require
 from fedbw_sweep.seeding import rng_for, seed_for
 
 
@@ -42,6 +43,7 @@ def divide(
         raise ConfigError(
             "data.label_column", cfg.label_column, "dirichlet needs a label for every record"
         )
+    require("data.partition", "dirichlet")
     # Imported late: 2 s that nothing else need wait for.
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner

@@ -11,6 +11,7 @@ import pandas as pd
 from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.config.inputs import HUB_TIMEOUT_S, revision_of
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.extras import require
 
 
 def _paragraphs(path: Path) -> pd.DataFrame:
@@ -51,6 +52,7 @@ def read_text_file(cfg: DataConfig) -> pd.DataFrame:
 
 def read_hub(cfg: DataConfig) -> pd.DataFrame:
     """Read a data set of the Hugging Face hub, or a local folder of data files."""
+    require("data", "hub")
     import datasets  # 1.5 s, and only here and to partition
     from huggingface_hub import HfApi, is_offline_mode
 

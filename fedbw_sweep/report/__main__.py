@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
 from fedbw_sweep.config.groups import NetworkConfig
-from fedbw_sweep.console import MB
-from fedbw_sweep.errors import ConfigError, FedbwError, ResultsError
+from fedbw_sweep.console import MB, errors_end_the_command, message_console
+from fedbw_sweep.errors import ConfigError, ResultsError
+from fedbw_sweep.extras import why_not
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.read import Records, load_records
 from fedbw_sweep.report.measure import (
@@ -30,7 +29,6 @@ from fedbw_sweep.report.measure import (
     measure,
     measure_time,
 )
-from fedbw_sweep.report.page import write_page
 from fedbw_sweep.report.render import Rendered, document
 from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
 from fedbw_sweep.report.table import TASKS
@@ -41,7 +39,7 @@ FIGURES = "loss_against_bytes", "pareto_front", "bytes_by_round", "bytes_by_part
 TERMINAL_ROWS = 40
 _ABOUT = "Write a paper's tables and figures, and a page to explore, from recorded runs."
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_console = message_console()
 
 
 def write_report(
@@ -51,7 +49,7 @@ def write_report(
     specs: Sequence[Path] = (),
     step: Callable[[str], None] = lambda what: None,
 ) -> tuple[list[Rendered], list[str]]:
-    """Write every table and figure that the runs allow, and the page.
+    """Write every table and figure that the runs allow, and the page if its extra is installed.
 
     Parameters
     ----------
@@ -125,7 +123,14 @@ def write_report(
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
     step("report.html")
-    write_page(records, tables, out / "report.html", *_charts().result(), notes)
+    page = out / "report.html"
+    if why := why_not("report"):
+        page.unlink(missing_ok=True)
+        notes.append(f"report.html is left out: it {why}")
+    else:
+        from fedbw_sweep.report.page import write_page
+
+        write_page(records, tables, page, *_charts().result(), notes)
     for name, writing in written.items():
         step(name)
         writing.result()
@@ -160,7 +165,7 @@ def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 2 if nothing could be written."""
+    """Run the command line; exit with 2 if nothing could be written."""
     parser = argparse.ArgumentParser("python -m fedbw_sweep.report", description=_ABOUT)
     for flag, meaning, own in (
         ("paths", "run folder, sweep folder, a folder above them, or a results.csv",
@@ -177,11 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         parser.add_argument(flag, help=meaning, **own)
     given = parser.parse_args(arguments)
-    try:
+    with errors_end_the_command():
         _report(given)
-    except FedbwError as error:
-        _console.print(f"[red]error:[/red] {escape(str(error))}")
-        return 2
     return 0
 
 
@@ -197,7 +199,8 @@ def _report(given: argparse.Namespace) -> None:
     )
     with Progress(console=_console, transient=True, disable=not _console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None)
-        _charts()
+        if not why_not("report"):
+            _charts()
         records = load_records(given.paths, messages=bool(options.networks))
         progress.update(bar, total=18)
 
@@ -208,17 +211,13 @@ def _report(given: argparse.Namespace) -> None:
             tables, notes = write_report(records, options, given.out, given.spec, step=step)
         except OSError as error:
             raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
-    try:
-        for table in tables:
-            print(table.to_markdown(TERMINAL_ROWS))
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads it, head for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     for note in [*records.notes, *notes]:
         _console.print(f"note: {escape(note)}")
     states = records.results["status"].value_counts()
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     _console.print(f"runs: {counts}; written to {escape(str(given.out))}/")
+    for table in tables:
+        print(table.to_markdown(TERMINAL_ROWS))
 
 
 if __name__ == "__main__":

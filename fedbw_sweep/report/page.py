@@ -40,7 +40,7 @@ CONFIGURATIONS, POINTS, TABLE_BYTES = 10_000, 12_000, 60_000
 REASONS, ERROR_LENGTH, NOTES = 50, 1_000, 30
 """At most so many different reasons why runs failed, characters of one, remarks on the files."""
 
-METRICS = (
+SHOWN = (
     "loss",
     "bits_per_byte",
     "uplink_bytes",
@@ -169,13 +169,13 @@ def _configurations(
     configurations : pandas.DataFrame
         A row per configuration, numbered from 0: `settings`, ``label``, ``task`` (see
         `table.TASK`), counts of runs by status, and mean
-        and standard deviation (ddof 1) over done runs of each of `METRICS`.
+        and standard deviation (ddof 1) over done runs of each of `SHOWN`.
     of_run : pandas.Series
         The configuration's number for each row of `results`.
     """
     label = run_labels(results, settings)
     done = results["status"] == "done"
-    groups = results[list(METRICS)].astype(float).where(done).groupby(label, sort=False)
+    groups = results[list(SHOWN)].astype(float).where(done).groupby(label, sort=False)
     table = groups.mean().join(groups.std(ddof=1).add_suffix("_sd"))
     table["done"] = done.groupby(label).sum()
     table["failed"] = (results["status"] == "failed").groupby(label).sum()

@@ -15,7 +15,7 @@ from fedbw_sweep.config.section import Section
 from fedbw_sweep.cost.network import describe
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.labels import run_labels, setting_labels
-from fedbw_sweep.records.schema import RESULTS_COLUMNS, Column
+from fedbw_sweep.records.schema import RESULTS_COLUMNS, STATES, Column
 from fedbw_sweep.report.measure import (
     BASELINE_MEASURES,
     BUDGET_MEASURES,
@@ -190,11 +190,11 @@ class TableBuilder:
 
         cells = runs.loc[~key.duplicated(), order].reset_index(drop=True)
         status = pd.get_dummies(runs["status"]).groupby(key).sum()
-        status = status.reindex(columns=["done", "failed", "missing"], fill_value=0)
+        status = status.reindex(columns=STATES, fill_value=0)
         data = pd.concat([cells, grouped.size().rename("runs"), status], axis=1)
         text = setting_labels(cells, [*blocks, *listed])
         row_names = list(map(str, text))
-        text["n"] = [_n(*row) for row in data[["runs", "done", "failed", "missing"]].to_numpy()]
+        text["n"] = [_n(*row) for row in data[["runs", *STATES]].to_numpy()]
         block = run_labels(cells, [*across, *blocks])
         best = pd.DataFrame(False, index=text.index, columns=text.columns)
         rounds = grouped["rounds"].max()

@@ -19,7 +19,7 @@ from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.console import MB, message_console, output_console
+from fedbw_sweep.console import MB, duration, message_console, output_console
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.running import Heartbeat
@@ -122,7 +122,7 @@ def _run(config: RunConfig, folder: Path) -> None:
     else:
         outcome = f"[red]failed[/red]: {escape(str(record.error).strip().splitlines()[-1])}"
     seconds = sum(row["round_seconds"] for row in record.timing)
-    _console.print(f"{label}: {outcome} ({seconds:.0f} s)")
+    _console.print(f"{label}: {outcome} ({duration(seconds)})")
     _renew_tables(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import errors_end_the_command, message_console
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.extras import require
 from fedbw_sweep.records.write import announce, device_of
 from fedbw_sweep.sweep import launcher
 from fedbw_sweep.sweep.grid import Composer, expand
@@ -78,8 +78,11 @@ def prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: b
     todo = [cell for cell, device in zip(cells, devices, strict=True) if device is None]
     if len(todo) < len(cells):
         message_console().print(f"{len(cells) - len(todo)} of {len(cells)} runs are done")
-    if any(cell.logger == "tensorboard" for cell in todo) and not find_spec("tensorboard"):
-        raise ConfigError("logger", "tensorboard", "needs its package: pip install tensorboard")
+    for cell in todo:
+        require("data", cell.data.name)
+        require("data.partition", cell.data.partition)
+        require("trainable", cell.trainable.name)
+        require("logger", cell.logger)
     if todo and here:
         backend_of(todo[0].backend).start(todo[0])
     from fedbw_sweep.sweep.run import check

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedbw_sweep.bench import peers
+from fedbw_sweep.bench.measures import error
 from fedbw_sweep.bench.peers import Codec
-from fedbw_sweep.codecs import error
 from fedbw_sweep.compression.base import FloatVector, Layout, TensorSpec
 
 LAYOUT = Layout((TensorSpec("a", (40, 51)), TensorSpec("bias", (40,)), TensorSpec("b", (7, 300))))

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedbw_sweep import codecs
+from fedbw_sweep.bench.updates import BenchConfig, train_updates
 from fedbw_sweep.compression.base import Layout, TensorSpec
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
@@ -51,8 +51,8 @@ def measure(model: str, methods: tuple[str, ...]) -> Iterator[tuple[str, str, st
     """Yield model, method and bits per coordinate of each method on a client's real update."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"model={model}", f"steps={STEPS}", "clients=1"]
-        config = codecs.BenchConfig.from_hydra(compose("codecs", overrides))
-    layout, [update] = codecs.train_updates(config)
+        config = BenchConfig.from_hydra(compose("codecs", overrides))
+    layout, [update] = train_updates(config)
     for method in methods:
         for label, choice in CompressionConfig.expand(method):
             payload = choice.build().encode(update, layout, rng_for(0, "encode", 0))

@@ -22,6 +22,7 @@ from fedbw_sweep.records.schema import (
 )
 from fedbw_sweep.records.write import RunRecord, announce
 from fedbw_sweep.report.__main__ import main
+from tests.conftest import refuses
 from tests.records.conftest import other_machine
 from tests.records.test_write import finished
 
@@ -288,7 +289,7 @@ def test_a_table_without_a_whole_row_is_refused(sweep: Path, tmp_path: Path) -> 
     path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(ResultsError, match="holds no whole run"):
         load(path)
-    assert main([str(path), "--out", str(tmp_path / "report")]) == 2
+    refuses(main, [str(path), "--out", str(tmp_path / "report")])
 
 
 def test_a_killed_run_is_missing_in_a_table_too(sweep: Path, run_config: Build) -> None:

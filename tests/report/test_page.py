@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,78 +12,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import expect
 
-from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import Records, load_records
-from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.report import charts
-from fedbw_sweep.report.page import LIMIT, write_page
+from fedbw_sweep.report.page import LIMIT
 from fedbw_sweep.report.render import Rendered
 from tests.conftest import config_of
+from tests.report.pages import (
+    EVIL,
+    LOSSES,
+    MODEL_BYTES,
+    ROUNDS,
+    UPDATE_BYTES,
+    Open,
+    Write,
+    first_column,
+    marks,
+    rows,
+    write_sweep,
+)
 
 pytestmark = pytest.mark.slow
-
-EVIL = "<img src=x onerror=\"document.title='owned'\"></script>"
-ROUNDS = 4
-MODEL_BYTES = 1_000_000
-LOSSES = {
-    "none": (2.0, 2.1, 2.3),
-    "int8": (2.2, 2.4, 2.3),
-    "topk": (2.9, 3.0, None),  # seed 3 fails
-    "sign": (3.4, 3.5, None),  # seed 3 was killed; more bytes than topk: dominated
-}
-UPDATE_BYTES = {"none": 1_000_000, "int8": 254_321, "topk": 12_345, "sign": 31_300}
-
-Open = Callable[..., Page]
-Write = Callable[..., Path]
-
-
-def finished(config: RunConfig, loss: float) -> RunRecord:
-    """A run of one client a round whose loss falls to `loss` in equal steps."""
-    update = UPDATE_BYTES[config.compression.name]
-    rows = []
-    for number in range(config.rounds + 1):
-        sent = min(number, 1)
-        rows.append(
-            {
-                "round": number,
-                "loss": loss + (config.rounds - number),
-                "clients": sent,
-                "uplink_bytes": update * sent,
-                "downlink_bytes": MODEL_BYTES * sent,
-                "cumulative_uplink_bytes": update * number,
-                "cumulative_bytes": (update + MODEL_BYTES) * number,
-            }
-        )
-    up, down = update * config.rounds, MODEL_BYTES * config.rounds
-    record = RunRecord(config, "done", rounds=rows)
-    record.summary = {
-        "uplink_bytes": up,
-        "downlink_bytes": down,
-        "total_bytes": up + down,
-        "loss": loss,
-        "bits_per_byte": loss / 2,
-        "uplink_ratio": MODEL_BYTES / update,
-        "bits_per_coordinate": 8 * update / 250_000,
-    }
-    record.environment = {"torch": "2.13.0", "execution": {"sweep": "main"}}
-    return record
-
-
-def write_sweep(folder: Path) -> None:
-    for method, losses in LOSSES.items():
-        for seed, loss in enumerate(losses, start=1):
-            config = config_of(f"compression={method}", f"seed={seed}", f"rounds={ROUNDS}")
-            if loss is not None:
-                finished(config, loss).write(folder)
-            elif method == "topk":
-                RunRecord(config, "failed", error=f"client 2: {EVIL}").write(folder)
-            else:
-                (folder / config.run_id).mkdir()
-                text = yaml.safe_dump(config.science)
-                (folder / config.run_id / "config.yaml").write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -96,81 +43,12 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def write() -> Write:
-    """`write_page` with the charts, which take seconds to make."""
-    made = charts.specifications(), charts.script()
-
-    def write_with_charts(
-        records: Records, tables: list[Rendered], path: Path, notes: Sequence[str] = ()
-    ) -> Path:
-        write_page(records, tables, path, *made, notes)
-        return path
-
-    return write_with_charts
-
-
-@pytest.fixture(scope="module")
 def report(sweep: Path, write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame = pd.DataFrame({"method": [EVIL], "loss": ["2.1 ± 0.1"]})
     table = Rendered("one", f"A title {EVIL}", frame, frame == "", frame)
     path = tmp_path_factory.mktemp("report") / "report.html"
     records = replace(load_records(sweep), notes=[f"x.csv: {EVIL} is cut off"])
     return write(records, [table], path, [f"table two is left out: {EVIL}"])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        found = [own] if Path(own).exists() else [p for p in map(shutil.which, names) if p]
-        if not found:
-            pytest.skip("no Chromium here: apt-get install chromium, or playwright install")
-        launched = playwright.chromium.launch(
-            executable_path=found[0], args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        yield launched
-        launched.close()
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Open]:
-    """Open a page with the network off; any error in it, and anything it asks for, is a failure."""
-    problems: list[str] = []
-    contexts = []
-
-    def open_page(path: Path, width: int = 1280) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text))
-        page.route(lambda url: url != path.as_uri(), lambda route: route.abort())
-        page.on("request", lambda r: problems.append(r.url) if r.url != path.as_uri() else None)
-        page.goto(path.as_uri())
-        expect(page.locator("body")).to_have_attribute("data-ready", "true", timeout=60_000)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert problems == []
-
-
-def rows(page: Page) -> Locator:
-    return page.locator("#main tr.row")
-
-
-def first_column(page: Page) -> list[str]:
-    return [text.strip() for text in page.locator("#main tr.row td:first-child").all_inner_texts()]
-
-
-def marks(page: Page, chart: str) -> list[dict[str, str]]:
-    """What a screen reader is told of a chart's points."""
-    labels = page.locator(f"#{chart} .mark-symbol.role-mark path").evaluate_all(
-        "paths => paths.map(path => path.getAttribute('aria-label'))"
-    )
-    return [dict(part.split(": ", 1) for part in label.split("; ")) for label in labels]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
