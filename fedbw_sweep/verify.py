@@ -212,7 +212,9 @@ def _differences(
     compared = _compare("summary", old["summary"], new["summary"], differences, tolerance)
     for name in [name for name in tables if name in recorded]:
         if not (tolerance.bytes and name == PARTS):
-            compared += _compare_tables(name, recorded[name], tables[name], differences, tolerance)
+            compared += _compare_tables(
+                name, recorded[name], tables[name], differences, tolerance.of_rounds
+            )
     return compared, differences
 
 

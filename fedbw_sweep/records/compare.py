@@ -8,11 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-LOSS_TOLERANCE, BYTES_TOLERANCE = 5e-3, 2e-2
-"""How far losses and bytes may lie apart, relative to the first, where last digits may differ: on
-another processor or device, or where `numerics` has changed by design. What starts as 1e-7 of a
-gradient grows with every step of training; another seed changes a loss by ten times this. Bytes
-follow from an update's values, but for methods of fixed size, whose bytes must be equal."""
+LOSS_TOLERANCE, BYTES_TOLERANCE = 1e-2, 2e-2
+"""How far a run's losses and bytes may lie apart, relative to the first, where last digits may
+differ: on another processor or device, or where `numerics` has changed by design. What starts as
+1e-7 of a gradient grows with every step of training. Bytes follow from an update's values, but for
+methods of fixed size, whose bytes must be equal."""
+
+ROUND_LOSS_TOLERANCE, ROUND_BYTES_TOLERANCE = 2e-2, 1e-1
+"""The same for one round or message: what one has too much, the next often has too little."""
 
 OF_LOSS = {"loss", "initial_loss", "train_loss", "bits_per_byte"}
 OF_PREDICTION = {"predicted_bytes", "prediction"}
@@ -30,6 +33,13 @@ class Tolerance:
     def of(cls, *, fixed_size: bool) -> Tolerance:
         """Return what is allowed between unlike machines, by whether the methods' size is fixed."""
         return cls(LOSS_TOLERANCE, 0.0 if fixed_size else BYTES_TOLERANCE)
+
+    @property
+    def of_rounds(self) -> Tolerance:
+        """What is allowed of single rounds and messages where this is allowed of a run."""
+        return Tolerance(
+            ROUND_LOSS_TOLERANCE if self.loss else 0.0, ROUND_BYTES_TOLERANCE if self.bytes else 0.0
+        )
 
     def differ(self, name: str, old: Any, new: Any) -> bool:
         """Whether two values of a column are further apart."""

@@ -48,7 +48,7 @@ def test_a_run_of_unlike_machines_may_differ_in_last_digits(
     collect(sweep)
     other = trained_on(sweep)
     run = run_config("compression=topk").run_id
-    scaled(other, run, loss=1.004)
+    scaled(other, run, loss=1.008)
     theirs = other_machine(other) if only_tables else other
     records = load_records([sweep, theirs])
     assert records.results.set_index("run_id")["loss"][run] == 2.5, "the first counts"
@@ -58,7 +58,7 @@ def test_a_run_of_unlike_machines_may_differ_in_last_digits(
     [note] = [note for note in records.notes if run in note]
     assert "was done on EPYC, 2 cores (" in note
     assert "and Xeon, 8 cores (" in note
-    scaled(other, run, loss=1.004)  # 0.8% in all
+    scaled(other, run, loss=1.008)  # 1.6% in all
     theirs = other_machine(other) if only_tables else other
     with pytest.raises(ResultsError, match=f"run {run} has loss 2.5 in"):
         load([sweep, theirs])
