@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import fedbw_sweep.compression
 
 from .conftest import ROOT
 
@@ -195,3 +198,22 @@ def test_the_tests_mirror_the_package() -> None:
             alone.add(".".join(module.with_suffix("").parts))
     assert alone == set(TESTED_BY), "give it a file of tests, or say in TESTED_BY which tests it"
     assert set(TESTED_BY.values()) <= files
+
+
+def test_compression_imports_numpy_alone() -> None:
+    modules = [
+        module.name
+        for module in pkgutil.walk_packages(
+            fedbw_sweep.compression.__path__, "fedbw_sweep.compression."
+        )
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "heavy = {'torch', 'ray', 'flwr', 'hydra', 'omegaconf', 'pandas', 'transformers'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 0, result.stderr

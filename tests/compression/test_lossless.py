@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from math import log2
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.compression.lossless import Lossless
+from tests.compression.test_sizes import FRAME, LENGTH, only, size, stream, table
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -61,3 +65,35 @@ def test_a_scale_per_tensor_costs_little() -> None:
     together = len(payload_of(update, 100_000))
     apart = len(payload_of(update, *[10_000] * 10))
     assert apart < together - 100_000 // 8  # at least a bit less each
+
+
+# Sizes worked out on paper, as in test_sizes.py
+
+
+@pytest.mark.parametrize("tensors", range(1, 9))
+def test_exponents(tensors: int) -> None:
+    # Half of the 16 numbers of each tensor are 0, whose exponent is 0, and half are 2**-126, whose
+    # exponent is 1; three octets of the rest are 0 everywhere, and end the stream with zeros. A
+    # table is 5.63 bits. The last exponents are 1 0 1 0 1 0 1 0, from the last.
+    bits = tensors * (5.63 + 16)
+    expected = FRAME + stream(bits - 1, 0b10101010 / 256, 0b10101011 / 256)
+    assert size(Lossless(), [0, 2.0**-126] * 8 * tensors, *[(16,)] * tensors) == expected
+
+
+def test_mantissas() -> None:
+    # 1 + k * 2**-23 for k below 256: one exponent, 127; the low octet is each number once, 8 bits.
+    # The table of the first: a length of 7 (5.27), 3, 6 bits below the leading one, and changes of
+    # -23, 126 times 0, and 23. At slope 2, 0 costs log2(5/3) = 0.74. A share of 2**-23.74 is one
+    # in 2**24, and with the one that each has the others cost 23 bits.
+    of_exponent = LENGTH + 7 / 2 + 3 + 6 + 126 * log2(5 / 3) + 2 * 23
+    assert table(only(127)) == pytest.approx(of_exponent, abs=0.01)
+    # That of the octets: a length of 8 (5.77), 3, 7 bits of 255, and 256 changes of 0.
+    of_octets = LENGTH + 8 / 2 + 3 + 7 + 256 * log2(17 / 15)
+    bits = of_exponent + of_octets + 256 * 8
+    # The last octet is 255, the last 256th.
+    update = 1 + np.arange(256) * 2.0**-23
+    assert size(Lossless(), update.astype(np.float32)) == FRAME + stream(bits - 8, 255 / 256)
+
+
+def test_lossless_zeros() -> None:
+    assert size(Lossless(), [0] * 1000) == FRAME

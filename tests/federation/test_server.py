@@ -4,25 +4,19 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message
 from torch import nn
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import windows
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federation import shared
-from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.vector import read_arrays
-from fedbw_sweep.records.collect import collect
-from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.sweep import run
 from tests.conftest import SMALL, Execute
 
@@ -265,69 +259,6 @@ def test_no_rounds_and_no_training(execute: Execute) -> None:
     assert still.summary["total_bytes"] == 8 * TINY_BYTES
 
 
-def test_divergence_fails_the_run_with_its_reason(execute: Execute, tmp_path: Path) -> None:
-    record = execute("lr=1e30", "local_steps=4")
-    assert record.status == "failed"
-    assert record.error is not None
-    assert "loss is nan" in record.error
-    assert "lower lr" in record.error
-    assert "Traceback" not in record.error
-    results, _ = collect(tmp_path / "s")
-    assert results["status"].tolist() == ["failed"]
-    assert results["loss"].isna().all()
-
-
-def test_a_count_that_differs_fails_the_run(execute: Execute) -> None:
-    def lie(reply: Message) -> Message:
-        reply.content.metric_records[METRICS][SENT_PAYLOAD] -= 1  # type: ignore[operator]
-        return reply
-
-    record = execute(tamper=lie)
-    assert record.error == (
-        "round 1, client "
-        f"{record_first_client(record)}: sent-payload-bytes is {TINY_BYTES - 1} "
-        f"by the client's count and {TINY_BYTES} by the server's"
-    )
-
-
-def record_first_client(record: RunRecord) -> int:
-    assert record.error is not None
-    return int(record.error.split("client ")[1].split(":")[0])
-
-
-def test_a_damaged_payload_fails_the_run(execute: Execute) -> None:
-    def damage(reply: Message) -> Message:
-        array = reply.content.array_records["arrays"]["payload"]
-        flipped = bytes([array.data[0] ^ 1]) + array.data[1:]
-        reply.content["arrays"] = ArrayRecord(
-            {"payload": Array(array.dtype, array.shape, array.stype, flipped)}
-        )
-        return reply
-
-    record = execute("compression=int8", tamper=damage)
-    assert record.error is not None
-    assert "payload was not made by" in record.error
-
-
-def test_a_client_that_never_answers_fails_the_run(execute: Execute) -> None:
-    record = execute("backend.client_timeout_s=5", tamper=lambda reply: None)
-    assert record.error is not None
-    assert "no reply within backend.client_timeout_s=5 s" in record.error
-
-
-def test_a_clients_own_traceback_is_reported(
-    execute: Execute, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("disk on fire")
-
-    monkeypatch.setattr("fedbw_sweep.federation.client.train", broken)
-    record = execute()
-    assert record.error is not None
-    assert "RuntimeError: disk on fire" in record.error
-    assert "test_server.py" in record.error
-
-
 def test_the_heldout_loss_is_in_three_units(execute: Execute) -> None:
     row = execute("rounds=0").rounds[0]
     assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
@@ -341,123 +272,3 @@ def test_the_model_hash_is_of_the_final_weights(execute: Execute) -> None:
     assert (
         record.summary["model_hash"] == hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
     )
-
-
-def gpt2_bytes(vocabulary: int, hidden: int, layers: int, positions: int) -> int:
-    """GPT-2 by hand, its output embedding tied to its input embedding and counted once."""
-    block = 12 * hidden * hidden + 13 * hidden
-    return 4 * ((vocabulary + positions) * hidden + layers * block + 2 * hidden)
-
-
-@pytest.mark.parametrize(
-    "settings", [(), ("trainable=lora", "compression@downlink=topk", "initial_model=sent")]
-)
-def test_a_run_that_is_lent_the_last_ones_model_starts_from_the_same(
-    execute: Execute, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
-) -> None:
-    first = execute("compression=topk", *settings)
-    other = execute("compression=int8", "seed=2", *settings, folder="other")
-    assert other.rounds[0]["loss"] != first.rounds[0]["loss"]
-    alone = execute("compression=topk", *settings, folder="alone")
-    monkeypatch.setattr(shared, "build_trainable", lambda *_: pytest.fail("built again"))
-    lent = execute("compression=topk", *settings, folder="lent")
-    assert lent.rounds == alone.rounds == first.rounds
-    assert lent.summary == alone.summary == first.summary
-    assert lent.rounds[-1]["loss"] != lent.rounds[0]["loss"]
-    another = execute("compression=int8", *settings, folder="another")
-    assert another.rounds[0]["loss"] == first.rounds[0]["loss"]
-
-
-@pytest.mark.parametrize("weights", ["random", "pretrained"])
-def test_tied_weights_travel_once_each_way(execute: Execute, tmp_path: Path, weights: str) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(vocab_size=300, n_embd=8, n_layer=1, n_head=2, n_positions=32)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    record = execute(
-        "model=hub", f"model.name_or_path={tmp_path / 'gpt2'}", f"model.weights={weights}"
-    )
-    assert record.error is None
-    assert {row["payload_bytes"] for row in record.messages} == {gpt2_bytes(300, 8, 1, 32)}
-    assert record.summary["loss"] < record.summary["initial_loss"]
-
-
-def test_a_saved_model_starts_where_it_was_saved(execute: Execute, tmp_path: Path) -> None:
-    tiny = execute("rounds=0")
-    build_model(tiny.config.model, tiny.config.seed).save_pretrained(tmp_path / "saved")  # type: ignore[operator]
-    loaded = execute("model=hub", f"model.name_or_path={tmp_path / 'saved'}", "rounds=1", "seed=7")
-    assert loaded.rounds[0]["loss"] == tiny.rounds[0]["loss"]
-    assert {row["payload_bytes"] for row in loaded.messages} == {TINY_BYTES}
-
-
-@pytest.mark.parametrize("compression", ["none", "int8"])
-def test_integer_buffers_run_and_are_sent_exactly(
-    execute: Execute, monkeypatch: pytest.MonkeyPatch, compression: str
-) -> None:
-    """A counter of forward passes in training, and a table of ids beyond a float's precision."""
-    built: list[nn.Module] = []
-
-    def count_training(model: nn.Module, *_: object) -> None:
-        if model.training:
-            model.get_buffer("steps").add_(1)
-
-    def with_buffers(*arguments: object) -> nn.Module:
-        model = build_model(*arguments)  # type: ignore[arg-type]
-        model.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
-        model.register_buffer("ids", torch.tensor([[2**53 + 1, -1]]))
-        model.register_forward_hook(count_training)
-        built.append(model)
-        return model
-
-    monkeypatch.setattr(run, "build_model", with_buffers)
-    monkeypatch.setattr("fedbw_sweep.model.trainable.build_model", with_buffers)
-    monkeypatch.setattr(shared, "_spare", {})
-    shared._worker_model.cache_clear()
-    record = execute(f"compression={compression}")
-    shared._worker_model.cache_clear()
-    assert record.error is None
-    sent = {row["direction"]: row["payload_bytes"] for row in record.messages}
-    assert sent["downlink"] == TINY_BYTES + 24
-    body = TINY_BYTES if compression == "none" else int8_bytes(1_320_960)
-    assert sent["uplink"] == body + 24
-    assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
-    exact = [(row["tensor"], row["bytes"]) for row in record.parts if row["part"] == "exact"]
-    assert exact == [("steps", 2 * 8), ("ids", 2 * 16)]  # of two clients
-    assert sum(row["bytes"] for row in record.parts) == 2 * sent["uplink"]
-    assert built[0].get_buffer("steps").item() == 2 * 2  # rounds x local steps
-    assert built[0].get_buffer("ids").tolist() == [[2**53 + 1, -1]]
-
-
-def int8_bytes(size: int) -> int:
-    """A byte for each coordinate, two for each block of 128, four for the frame."""
-    return size + 2 * -(-size // 128) + 4
-
-
-def test_a_client_that_drops_out_was_still_sent_the_model(execute: Execute) -> None:
-    record = execute("num_clients=20", "fraction_fit=1.0", "clients.dropout=0.5", "local_steps=1")
-    assert record.error is None
-    sent = [row for row in record.messages if row["direction"] == "downlink"]
-    received = [row for row in record.messages if row["direction"] == "uplink"]
-    assert len(sent) == 2 * 20
-    # Binomial(40, 0.5) lies outside in one of 10^4 seeds; this seed is fixed.
-    assert 8 < len(received) < 32
-    replied = [{row["client"] for row in received if row["round"] == n} for n in (1, 2)]
-    assert replied[0] != replied[1]
-    assert [row["clients"] for row in record.rounds[1:]] == [len(clients) for clients in replied]
-    assert record.summary["downlink_bytes"] == 40 * TINY_BYTES
-    assert record.summary["uplink_bytes"] == len(received) * TINY_BYTES
-    assert record.summary["prediction"] == "exact"
-    assert record.summary["predicted_bytes"] == record.summary["total_bytes"]
-    again = execute(
-        "num_clients=20", "fraction_fit=1.0", "clients.dropout=0.5", "local_steps=1", order=3
-    )
-    assert again.rounds == record.rounds
-
-
-def test_a_round_without_replies_leaves_the_model(execute: Execute) -> None:
-    record = execute("num_clients=1", "fraction_fit=1.0", "clients.dropout=0.99")
-    assert record.error is None
-    assert [row["clients"] for row in record.rounds] == [0, 0, 0]
-    assert record.parts == []
-    assert record.summary["loss"] == record.summary["initial_loss"]
-    assert record.summary["downlink_bytes"] == 2 * TINY_BYTES
