@@ -162,6 +162,7 @@ TESTED_BY = {
     "cost.downlink": "federation/test_downlink.py",  # against what is sent
     "data.federate": "data/test_partition.py",  # as everything that divides text
     "federation.client": "federation/test_rounds.py",
+    "federation.exchange": "federation/test_rounds.py",
     "federation.job": "federation/test_rounds.py",
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",

@@ -110,7 +110,7 @@ def serve(job: Job, grid: Grid, sink: Sink) -> None:
         try:
             end = server.run(grid, evaluate)
         finally:
-            for message in server.ledger.rows():
+            for message in server.exchange.ledger.rows():
                 sink.row("messages", message)
             for part in part_rows(server):
                 sink.row("parts", part)
