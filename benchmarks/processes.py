@@ -158,7 +158,7 @@ def stages(*arguments: str) -> None:
 
     from fedbw_sweep.__main__ import main
     from fedbw_sweep.backends.ray.backend import RayBackend
-    from fedbw_sweep.sweep import preflight
+    from fedbw_sweep.sweeps import preflight
 
     ended("Python, Hydra and pandas are imported")
     prepare, start = preflight.prepare, RayBackend.start

@@ -165,7 +165,7 @@ def verify(
     each round's row.
     """
     config = recorded_config(run, execution)
-    from fedbw_sweep.sweep.run import (
+    from fedbw_sweep.sweeps.run import (
         execute,  # torch, Ray and Flower, only once there is work for them
     )
 

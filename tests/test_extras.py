@@ -106,7 +106,7 @@ from fedbw_sweep import plan, verify, status, codecs, __main__
 from fedbw_sweep.backends import flower
 from fedbw_sweep.backends.ray import backend, grid
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import SMALL, config_of
 from tests.local import LocalBackend
 

@@ -47,7 +47,8 @@ ORDER = [
     "backends",
     "report",
     "bench",
-    "sweep",
+    "sweeps",
+    "api",
     "status",
     "verify",
     "plan",
@@ -115,6 +116,8 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
     assert users("ray") == ray
     assert users("flwr.supercore") == {"backends/ray/grid.py"}
     assert users("flwr.simulation") == {"backends/flower.py"}
+    assert users("hydra.core.override_parser") == {"sweeps/grid.py"}
+    assert not users("hydra._internal", "omegaconf._")
 
 
 LIGHT = {
@@ -176,11 +179,12 @@ TESTED_BY = {
     "report.charts": "report/test_page.py",  # in a browser
     "report.drawing": "report/test_figure.py",
     "report.table": "test_main.py",  # as the command prints it
-    "sweep.grid": "test_plan.py",
-    "sweep.launcher": "test_main.py",
-    "sweep.preflight": "test_main.py",
-    "sweep.progress": "test_main.py",
-    "sweep.run": "test_main.py",
+    "sweeps.grid": "test_plan.py",
+    "sweeps.plugin": "test_main.py",
+    "sweeps.preflight": "test_main.py",
+    "sweeps.progress": "test_main.py",
+    "sweeps.run": "test_main.py",
+    "sweeps.sweep": "test_main.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

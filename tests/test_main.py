@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from fedbw_sweep import __main__ as cli
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.sweep import launcher, preflight, run
+from fedbw_sweep.sweeps import preflight, run, sweep
 
 from .conftest import SMALL
 from .local import LocalBackend
@@ -41,8 +40,7 @@ def command(
 
     monkeypatch.setattr(run, "backend_of", Backend())
     monkeypatch.setattr(preflight, "backend_of", Backend())
-    monkeypatch.setattr(launcher, "backend_of", Backend())
-    monkeypatch.setattr(launcher, "command", launcher.Command())
+    monkeypatch.setattr(sweep, "backend_of", Backend())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -136,16 +134,6 @@ def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -
     assert sorted(table["status"]) == ["done", "failed"]
     assert "loss is nan" in table.loc[table["status"] == "failed", "reason"].item()
     assert "loss is nan" in printed
-
-
-@pytest.mark.slow
-def test_cells_are_composed_by_us_alone(
-    command: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A fifth of a second each, and Hydra's own sweeper and launcher compose every cell.
-    monkeypatch.delattr(ConfigLoaderImpl, "load_sweep_config")
-    code, _, trained = command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
-    assert (code, trained) == (0, 2)
 
 
 @pytest.mark.slow

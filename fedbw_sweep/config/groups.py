@@ -76,6 +76,25 @@ class CompressionConfig(Choice):
         return built
 
 
+def compressor(method: str) -> Compressor:
+    """Make a compressor of ``conf/compression``.
+
+    Parameters
+    ----------
+    method : str
+        Its name, and parameters that differ from its file's: ``"topk density=0.1"``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such compressor, or a parameter is not allowed.
+    """
+    choices = [choice for _, choice in CompressionConfig.expand(method)]
+    if len(choices) > 1:
+        raise ConfigError("method", method, "names several; give each parameter one value")
+    return choices[0].build()
+
+
 def _setting(value: object) -> bool | float:
     """Check a parameter of a server optimizer: its loc in an error is then the key alone."""
     if isinstance(value, bool):

@@ -26,7 +26,9 @@ from fedbw_sweep.config.section import Choice, Section
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
 
-EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "verbose"})
+EXECUTION_KEYS = frozenset(
+    {"backend", "device", "logger", "network", "objective", "sweep", "verbose"}
+)
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
@@ -59,6 +61,7 @@ class RunConfig(Section):
     network: NetworkConfig
     device: Literal["auto", "cpu", "cuda"]
     logger: Literal["none", "tensorboard"]
+    objective: str
     sweep: str
     verbose: bool
 

@@ -23,7 +23,7 @@ from fedbw_sweep.cost.network import expected_round_seconds
 from fedbw_sweep.cost.prediction import MEASURED_BITS, Prediction, bits_per_coordinate, predict
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.seeding import rng_for
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.local import LocalBackend
 
 Build = Callable[..., RunConfig]

@@ -24,7 +24,7 @@ from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import client as client_side
 from fedbw_sweep.federation.downlink import Differences, Weights, downlink, rebuild
 from fedbw_sweep.federation.server import Server
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
 from tests.local import LocalBackend

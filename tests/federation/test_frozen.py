@@ -16,7 +16,7 @@ from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
 from fedbw_sweep.model.vector import layout_of, read_frozen
 from fedbw_sweep.records.collect import collect
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from fedbw_sweep.training.evaluation import heldout_loss
 from tests.conftest import CONF, Execute
 from tests.model.architectures import (

@@ -22,7 +22,7 @@ from fedbw_sweep.records.write import announce
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.report.render import Rendered
 from fedbw_sweep.report.spec import NUMBERS, TABLE_COLUMNS
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import ROOT, SMALL, config_of
 from tests.local import LocalBackend
 from tests.report.books import BUDGET, TARGET, books, near
@@ -50,7 +50,7 @@ def kill(sweep: Path, *overrides: str) -> None:
 import os, signal, sys
 from pathlib import Path
 from fedbw_sweep.federation import job
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import config_of
 from tests.local import LocalBackend
 

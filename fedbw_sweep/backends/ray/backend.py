@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ class RayBackend:
 
     def start(self, config: RunConfig) -> None:
         """See `Backend`; this process imports what a run needs while Ray starts."""
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            return
         node = None
         if self.config.address is None:
             preload = "fedbw_sweep.federation.client"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.sweep.loggers.tensorboard import to_tensorboard
+from fedbw_sweep.sweeps.loggers.tensorboard import to_tensorboard
 
 Log = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
