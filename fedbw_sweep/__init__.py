@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fedbw_sweep.api import Outcome, RunError, run, sweep
     from fedbw_sweep.compression.base import Compressor
     from fedbw_sweep.compression.feedback import encode_with_feedback
-    from fedbw_sweep.compression.layout import Layout
+    from fedbw_sweep.compression.layout import Layout, TensorSpec
     from fedbw_sweep.config.groups import compressor
     from fedbw_sweep.errors import (
         ConfigError,
@@ -30,6 +30,7 @@ PUBLIC = {
     "Compressor": "compression.base:Compressor",
     "compressor": "config.groups:compressor",
     "Layout": "compression.layout:Layout",
+    "TensorSpec": "compression.layout:TensorSpec",
     "encode_with_feedback": "compression.feedback:encode_with_feedback",
     "ConfigError": "errors:ConfigError",
     "FedbwError": "errors:FedbwError",

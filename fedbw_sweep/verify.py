@@ -184,7 +184,8 @@ def verify(
     if why:
         parts = config.compression, config.downlink
         fixed_size = all(part.build().fixed_size for part in parts)
-        allowed = Tolerance.of(fixed_size=fixed_size)
+        renumbered = old["numerics"] != new["numerics"]
+        allowed = Tolerance.of(fixed_size=fixed_size, renumbered=renumbered)
         compared, differences = _differences(old, new, recorded, tables, allowed)
     environment: list[str] = []
     if old["environment"]:

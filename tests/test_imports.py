@@ -116,7 +116,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
     assert users("ray") == ray
     assert users("flwr.supercore") == {"backends/ray/grid.py"}
     assert users("flwr.simulation") == {"backends/flower.py"}
-    assert users("hydra.core.override_parser") == {"sweeps/grid.py"}
+    assert users("hydra.core.override_parser.overrides_parser") == {"sweeps/grid.py"}
     assert not users("hydra._internal", "omegaconf._")
 
 

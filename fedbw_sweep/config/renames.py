@@ -17,14 +17,19 @@ KEYS = {
     "server.server_learning_rate": "server.lr",
     "server.server_momentum": "server.momentum",
     "server.eta": "server.lr",
+    "hydra.run.dir": "hydra.sweep.dir",
 }
 """Dotted keys: old name -> today's."""
 
 GROUPS = {"way": "preset"}
 """Config groups: old name -> today's."""
 
-_INSIDE = {old: (*old.split("."), new.partition(".")[2]) for old, new in KEYS.items()}
-"""Old key -> its group, its old name there, and today's."""
+_INSIDE = {
+    old: (*old.split("."), new.partition(".")[2])
+    for old, new in KEYS.items()
+    if not old.startswith("hydra.")
+}
+"""Old key of a run -> its group, its old name there, and today's."""
 
 
 def rename_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
