@@ -24,7 +24,7 @@ from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.write import is_done
-from fedbw_sweep.report.measure import cell_curves
+from fedbw_sweep.report.measure import mean_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
 from fedbw_sweep.sweep.loggers import logged
 from fedbw_sweep.sweep.progress import show_progress
@@ -151,7 +151,7 @@ def finish() -> int:
     for line in describe_bytes(mine):
         output.print(line, soft_wrap=True)
     figure = command.folder / FIGURE
-    loss_against_bytes(cell_curves(mine, rounds), figure)
+    loss_against_bytes(mean_curves(mine, rounds), figure)
     _console.print(f"{command.folder}/: results.csv, rounds.csv, {FIGURE} and a folder per run")
     failed = mine[mine["status"] == "failed"]
     for _, row in failed.iterrows():
