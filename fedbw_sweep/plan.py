@@ -88,7 +88,7 @@ def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[P
 
 
 def formula(config: RunConfig, prediction: Prediction) -> str:
-    """Write the seed's formula with a run's numbers filled in."""
+    """Write the bandwidth formula with a run's numbers filled in."""
     sampled = config.fraction_fit * config.num_clients
     clients = f"{config.num_clients:,} x {config.fraction_fit:g}"
     if sampled != config.clients_per_round:

@@ -51,7 +51,7 @@ def test_every_command_names_its_own_runs(experiment: str) -> None:
     found = [config.run_id for configs in runs(experiment) for config in configs]
     assert len(set(found)) == len(found)
     seeds = {config.seed for configs in runs(experiment) for config in configs}
-    assert seeds == ({1} if experiment == "seed" else {1, 2, 3})
+    assert seeds == ({1} if experiment == "lesson" else {1, 2, 3})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -93,7 +93,7 @@ def text_of(page: str) -> str:
 
 
 def test_every_experiment_has_its_page() -> None:
-    assert set(EXPERIMENTS) - {"small", "seed"} == set(SHOWN)
+    assert set(EXPERIMENTS) - {"small", "lesson"} == set(SHOWN)
     for name in SHOWN:
         assert f"({name}.md)" in text_of("README")
 

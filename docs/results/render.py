@@ -105,13 +105,14 @@ def tables(out: Path) -> dict[str, str]:
 
 
 def hashes(sweep: str) -> str:
-    """List the runs kept of a sweep by their hashes: a row per cell, a column per seed."""
+    """List the runs kept of a sweep by their hashes: a row per configuration, a column per seed."""
     runs = load(HERE / sweep)
     runs = runs.sort_values(settings_of(runs), kind="stable")
-    cells = runs.assign(cell=run_labels(runs, settings_of(runs)), run_id="`" + runs["run_id"] + "`")
-    listed = cells.pivot_table("run_id", "cell", "seed", "first", sort=False).fillna("")
+    labels = run_labels(runs, settings_of(runs))
+    runs = runs.assign(configuration=labels, run_id="`" + runs["run_id"] + "`")
+    listed = runs.pivot_table("run_id", "configuration", "seed", "first", sort=False).fillna("")
     rows = [["run", *(f"seed {seed}" for seed in listed)], ["---"] * (1 + len(listed.columns))]
-    rows += [[cell, *ids] for cell, *ids in listed.itertuples()]
+    rows += [[label, *ids] for label, *ids in listed.itertuples()]
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"<details><summary>The hash of each run</summary>\n\n{lines}\n</details>\n"
 

@@ -81,7 +81,9 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "bits_per_coordinate": Column(
         "Float64", "mean uplink payload bits per coordinate of an update"
     ),
-    "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
+    "predicted_bytes": Column(
+        "Int64", "the bandwidth formula for total_bytes; empty if unknowable"
+    ),
     "prediction": Column(
         "string",
         "exact (methods of fixed size), or estimate: and its basis",
@@ -112,7 +114,7 @@ ROUNDS_COLUMNS: Mapping[str, Column] = {
     "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "dense_uplink_bytes / uplink_bytes"),
     "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
-    "predicted_bytes": Column("Int64", "the seed's formula for both directions' payload bytes"),
+    "predicted_bytes": Column("Int64", "the bandwidth formula for both directions' payload bytes"),
     "cumulative_uplink_bytes": Column("Int64", "uplink_bytes of this and all earlier rounds"),
     "cumulative_bytes": Column("Int64", "payload bytes of both directions up to this round"),
 }

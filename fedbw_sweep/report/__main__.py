@@ -25,12 +25,12 @@ from fedbw_sweep.records.read import Records, load_records
 from fedbw_sweep.report.measure import (
     TIME_MEASURES,
     Options,
-    cell_curves,
+    mean_curves,
     measure,
     measure_time,
 )
 from fedbw_sweep.report.render import Rendered, document
-from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.spec import BUILT_IN, TableBuilder, load_spec
 from fedbw_sweep.report.table import TASKS
 from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
 
@@ -73,11 +73,11 @@ def write_report(
     records = replace(records, rounds=by_run)
     runs = measure(records, options)
     builder, notes, chosen = TableBuilder(runs, options), [], []
-    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
+    built_in = {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
     own = {path.stem: path for path in specs}
-    if taken := [path for name, path in own.items() if name in {*shipped, "failures"}]:
-        raise ConfigError("--spec", taken[0], "has the name of a shipped table; rename it")
-    for path in (shipped | own).values():
+    if taken := [path for name, path in own.items() if name in {*built_in, "failures"}]:
+        raise ConfigError("--spec", taken[0], "has the name of a built-in table; rename it")
+    for path in (built_in | own).values():
         spec = load_spec(path)
         if path in own.values():
             builder.check(spec)
@@ -118,7 +118,7 @@ def write_report(
         tables.append(failures)
         written["failures"] = pool().submit(write_table, failures, out / "tables")
     written["runs.csv"] = pool().submit(write_csv, runs, out / "runs.csv")
-    for name in {*shipped, "failures"} - {table.name for table in tables}:
+    for name in {*built_in, "failures"} - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
@@ -146,7 +146,7 @@ def _charts() -> Future[tuple[dict[str, Any], str]]:
 def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame, ...]]:
     """Choose the figures that the runs allow, and what each is drawn from."""
     done = records.results[records.results["status"] == "done"]
-    curves = cell_curves(done, records.rounds)
+    curves = mean_curves(done, records.rounds)
     if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}

@@ -171,32 +171,33 @@ def measure_time(runs: pd.DataFrame, records: Records, options: Options) -> pd.D
 
 
 def settings_of(runs: pd.DataFrame) -> list[str]:
-    """Name the settings that tell the runs' cells apart: all that varies but the seed."""
+    """Name the settings that tell configurations apart: all that varies but the seed."""
     plain = runs.drop(columns=[*MEASURES, *TIME_MEASURES], errors="ignore")
     return [name for name in varying_settings(plain) if name != "seed"]
 
 
-def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """Average each cell's finished runs over seeds, round by round.
+def mean_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
+    """Average the finished runs of each configuration, which differ in their seed alone.
 
     Returns
     -------
     pandas.DataFrame
-        ``cell`` (its label), ``task`` (the label of what makes losses comparable), ``round``,
-        ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up`` and ``down``
-        of the round, ``sent_up`` and ``sent`` up to it; sorted by cell as in `results`, then round.
+        ``configuration`` (its label), ``task`` (the label of what makes losses comparable),
+        ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up``
+        and ``down`` of the round, ``sent_up`` and ``sent`` up to it. The order is that of
+        `results`, then that of rounds.
     """
     done = results[results["status"] == "done"]
     settings = settings_of(done)
     labels = run_labels(done, settings)
     tasks = run_labels(done, task_settings(settings))[~labels.duplicated()]
-    cells = list(dict.fromkeys(labels))
-    code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
+    each = list(dict.fromkeys(labels))
+    code = pd.Series(pd.Index(each).get_indexer(pd.Index(labels)), index=done["run_id"])
     codes = rounds["run_id"].map(code)
     own = rounds[codes.notna()]
     numbers = pd.DataFrame(
         {
-            "cell": codes[codes.notna()].to_numpy(int),
+            "configuration": codes[codes.notna()].to_numpy(int),
             "round": own["round"].to_numpy(int),
             "loss": own["loss"].to_numpy(float),
             "up": own["uplink_bytes"].to_numpy(float) / MB,
@@ -205,11 +206,11 @@ def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
             "sent": own["cumulative_bytes"].to_numpy(float) / MB,
         }
     )
-    grouped = numbers.groupby(["cell", "round"])
+    grouped = numbers.groupby(["configuration", "round"])
     curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
     return curves.assign(
-        cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)),
-        task=pd.Categorical(tasks.to_numpy()[curves["cell"]]),
+        configuration=pd.Categorical.from_codes(curves["configuration"], pd.Index(each)),
+        task=pd.Categorical(tasks.to_numpy()[curves["configuration"]]),
     )
 
 

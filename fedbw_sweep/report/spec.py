@@ -29,7 +29,7 @@ from fedbw_sweep.report.measure import (
 )
 from fedbw_sweep.report.render import Rendered
 
-SHIPPED = Path(__file__).parent / "tables"
+BUILT_IN = Path(__file__).parent / "tables"
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 """Units of bytes; any other unit is only written in the header."""
@@ -188,14 +188,14 @@ class TableBuilder:
         key = runs.groupby(order, dropna=False, sort=False).ngroup()
         grouped = runs.groupby(key)
 
-        cells = runs.loc[~key.duplicated(), order].reset_index(drop=True)
+        configurations = runs.loc[~key.duplicated(), order].reset_index(drop=True)
         status = pd.get_dummies(runs["status"]).groupby(key).sum()
         status = status.reindex(columns=STATES, fill_value=0)
-        data = pd.concat([cells, grouped.size().rename("runs"), status], axis=1)
-        text = setting_labels(cells, [*blocks, *listed])
+        data = pd.concat([configurations, grouped.size().rename("runs"), status], axis=1)
+        text = setting_labels(configurations, [*blocks, *listed])
         row_names = list(map(str, text))
         text["n"] = [_n(*row) for row in data[["runs", *STATES]].to_numpy()]
-        block = run_labels(cells, [*across, *blocks])
+        block = run_labels(configurations, [*across, *blocks])
         best = pd.DataFrame(False, index=text.index, columns=text.columns)
         rounds = grouped["rounds"].max()
         first_target = next((v for v in values if v.value in TARGET_MEASURES), None)
@@ -209,7 +209,7 @@ class TableBuilder:
                 data[f"{value.value}_sd"] = deviation
             speedup = pd.Series(float("nan"), index=data.index)
             if value.speedup and self.has_baseline:
-                speedup = self._speedup(cells, statistic.where(count == data["done"]))
+                speedup = self._speedup(configurations, statistic.where(count == data["done"]))
                 data[f"{value.value}_speedup"] = speedup
             title = value.title if value.title not in text else f"{value.title}, {value.value}"
             shown = statistic.map(value.text, na_action="ignore")
@@ -219,7 +219,7 @@ class TableBuilder:
             best[title] = _best(value, statistic.where(count == data["runs"]), shown, block)
         notes = self._notes(values)
         if across:
-            labels = run_labels(cells, across)
+            labels = run_labels(configurations, across)
             text, best = (_pivot(part, row_names, text, labels) for part in (text, best))
         return Rendered(name, spec.title, text.astype(str), best.astype(bool), data, notes)
 
@@ -250,15 +250,17 @@ class TableBuilder:
             if setting == name or setting.startswith(f"{name}.")
         ]
 
-    def _speedup(self, cells: pd.DataFrame, statistic: pd.Series) -> pd.Series:
+    def _speedup(self, configurations: pd.DataFrame, statistic: pd.Series) -> pd.Series:
         baseline = self.options.baseline
-        shared = [name for name in shared_settings(self.known, baseline) if name in cells]
-        own = cells.assign(_baseline=statistic)[is_baseline(cells, baseline) & statistic.notna()]
+        shared = [name for name in shared_settings(self.known, baseline) if name in configurations]
+        is_own = is_baseline(configurations, baseline) & statistic.notna()
+        own = configurations.assign(_baseline=statistic)[is_own]
         if not shared:
-            reference = pd.Series(own["_baseline"].iloc[0] if len(own) else None, cells.index)
+            alone = own["_baseline"].iloc[0] if len(own) else None
+            reference = pd.Series(alone, configurations.index)
         else:
-            merged = cells.merge(own[[*shared, "_baseline"]], "left", shared)
-            reference = merged["_baseline"].set_axis(cells.index)
+            merged = configurations.merge(own[[*shared, "_baseline"]], "left", shared)
+            reference = merged["_baseline"].set_axis(configurations.index)
         return reference.astype("float64") / statistic.where(statistic > 0)
 
     def _notes(self, values: list[ValueSpec]) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
         lines.append(
             f"{messages} messages: {run['downlink_bytes']:,} B down + {run['uplink_bytes']:,} B up "
             f"= {in_all_units(run['total_bytes'])}"
-            + (f"; the formula gives {formula} ({run['prediction']})" if formula else "")
+            + (f"; the bandwidth formula gives {formula} ({run['prediction']})" if formula else "")
         )
     return lines
 

@@ -23,7 +23,7 @@ from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.write import RunRecord, is_done
-from fedbw_sweep.report.measure import cell_curves
+from fedbw_sweep.report.measure import mean_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
 from fedbw_sweep.sweeps.loggers import logged
 from fedbw_sweep.sweeps.progress import Bars
@@ -128,7 +128,7 @@ class Sweep:
             output.print(line, soft_wrap=True)
         made = ["results.csv", "rounds.csv"]
         if (results["status"] == "done").any():
-            loss_against_bytes(cell_curves(results, rounds), self.folder / FIGURE)
+            loss_against_bytes(mean_curves(results, rounds), self.folder / FIGURE)
             made.append(FIGURE)
         self._console.print(f"{self.folder}/: {', '.join(made)} and a folder per run")
         failed = results[results["status"] != "done"]

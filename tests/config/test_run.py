@@ -124,10 +124,10 @@ def test_an_unknown_compressor_parameter_is_refused(run_config: Build) -> None:
 def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment(
     run_config: Build,
 ) -> None:
-    config = run_config("experiment=seed")
+    config = run_config("experiment=lesson")
     assert (config.num_clients, config.clients_per_round, config.rounds) == (2, 2, 1)
-    assert (config.local_epochs, config.sweep) == (0, "seed")
-    assert run_config("experiment=seed", "rounds=3").rounds == 3
+    assert (config.local_epochs, config.sweep) == (0, "lesson")
+    assert run_config("experiment=lesson", "rounds=3").rounds == 3
 
 
 def test_all_problems_are_listed_at_once(run_config: Build) -> None:

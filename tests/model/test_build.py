@@ -21,7 +21,7 @@ from tests.model.models import TINY, neox_parameters, tiny
     ("model", "vocabulary", "parameters"),
     [("pythia-14m", 50304, 14_067_712), ("tiny", 512, 1_320_960)],
 )
-def test_the_shipped_models_have_the_published_size(
+def test_the_built_in_models_have_the_published_size(
     run_config: Callable[..., RunConfig], model: str, vocabulary: int, parameters: int
 ) -> None:
     layout = layout_of(build_model(run_config(f"model={model}").model, seed=0))

@@ -72,7 +72,7 @@ run.execute(config_of(*sys.argv[2:]), Path(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 cells really trained, but for one that was killed and one that diverged."""
+    """18 runs really trained, but for one that was killed and one that diverged."""
     folder = tmp_path_factory.mktemp("outputs") / "sweep"
     folder.mkdir()
     text = folder.parent / "text.txt"
@@ -86,8 +86,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.partition=iid",
     )
     configs = {
-        cell: config_of(*quick, *(f"{k}={v}" for k, v in zip(VARIED, cell, strict=True)))
-        for cell in product(METHODS, CLIENTS, SEEDS)
+        key: config_of(*quick, *(f"{k}={v}" for k, v in zip(VARIED, key, strict=True)))
+        for key in product(METHODS, CLIENTS, SEEDS)
     }
     announce(configs.values(), folder)
     kill(folder, *quick, *(f"{k}={v}" for k, v in zip(VARIED, KILLED, strict=True)))
@@ -95,9 +95,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate = job.heldout_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "backend_of", LocalBackend())
-        for cell, config in configs.items():
-            if cell != KILLED:
-                diverges = cell == DIVERGED
+        for key, config in configs.items():
+            if key != KILLED:
+                diverges = key == DIVERGED
                 patch.setattr(
                     job, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
                 )
@@ -165,7 +165,7 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     assert len(runs) == 16
 
     def mean(name: str, method: str, clients: int) -> tuple[float | None, list[float], int]:
-        own = [runs[cell][name] for cell in runs if cell[:2] == (method, clients)]
+        own = [runs[key][name] for key in runs if key[:2] == (method, clients)]
         values = [value for value in own if value is not None]
         middle = statistics.median if name == "break_even_mbit_s" else statistics.mean
         return middle(values) if values else None, values, len(own)
@@ -180,7 +180,7 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     assert set(rows) == set(text_of) == set(product(METHODS, CLIENTS))
     for (method, clients), row in rows.items():
         text = text_of[method, clients]
-        lost = {cell for cell in (KILLED, DIVERGED) if cell[:2] == (method, clients)}
+        lost = {key for key in (KILLED, DIVERGED) if key[:2] == (method, clients)}
         expected: dict[str, float | None] = {
             "runs": 3, "done": 3 - len(lost),
             "failed": int(DIVERGED in lost), "missing": int(KILLED in lost),
@@ -226,8 +226,8 @@ def test_every_number_of_the_runs_is_right(sweep: Path, report: Path) -> None:
         for name in set(own) - NOT_OF_RUNS:
             assert near(row[name], own[name]), f"{method} {clients} {seed} {name}"
     reached = {
-        cell[:2]: [own["rounds_to_target"] for c, own in runs.items() if c[:2] == cell[:2]]
-        for cell in runs
+        key[:2]: [own["rounds_to_target"] for k, own in runs.items() if k[:2] == key[:2]]
+        for key in runs
     }
     counts = {(len(found), found.count(None)) for found in reached.values()}
     assert len(counts) > 2, "the target is too easy or too hard to tell anything"

@@ -11,7 +11,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.report.measure import Options, measure
-from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.spec import BUILT_IN, TableBuilder, load_spec
 from tests.report.sweeps import build, epochs_sweep, small_sweep
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_rounds_to_target_against_what_clients_do(
 
 def test_settings_side_by_side(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
     small_sweep(tmp_path, run_config)
-    spec = load_spec(SHIPPED / "compression.yaml")
+    spec = load_spec(BUILT_IN / "compression.yaml")
     two = spec.model_copy(update={"rows": ["compression"], "columns": ["num_clients"]})
     config = run_config("num_clients=5", "rounds=2")
     RunRecord(config, "failed", error="boom").write(tmp_path)

@@ -268,9 +268,9 @@ def test_a_client_that_diverges_fails_its_run_alone(tmp_path: Path) -> None:
 
 
 def test_the_lesson(tmp_path: Path) -> None:
-    printed = sweep(tmp_path, "experiment=seed", "backend.workers=1")
-    [results] = pd.read_csv(tmp_path / "outputs" / "seed" / "results.csv").to_dict("records")
-    folder = tmp_path / "outputs" / "seed" / results["run_id"]
+    printed = sweep(tmp_path, "experiment=lesson", "backend.workers=1")
+    [results] = pd.read_csv(tmp_path / "outputs" / "lesson" / "results.csv").to_dict("records")
+    folder = tmp_path / "outputs" / "lesson" / results["run_id"]
     messages = pd.read_parquet(folder / "messages.parquet")
     assert messages["payload_bytes"].tolist() == [PYTHIA_BYTES] * 4
     assert results["total_bytes"] == results["predicted_bytes"] == 225_083_392
