@@ -38,8 +38,8 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str
     """Draw a line per configuration, a band of `sd` where `y` is the loss; grey if not named."""
     others = curves[~curves["configuration"].isin(named)]
     if len(others):
-        ranked = others.drop_duplicates("configuration", keep="last").sort_values("loss")
-        ranked = ranked["configuration"]
+        ends = others.drop_duplicates("configuration", keep="last")
+        ranked = ends.sort_values("loss")["configuration"]
         places = np.linspace(0, len(ranked) - 1, min(len(ranked), OTHERS)).astype(int)
         shown = others[others["configuration"].isin(ranked.iloc[places])]
         last = ~shown["configuration"].duplicated(keep="last").to_numpy()

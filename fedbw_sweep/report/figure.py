@@ -107,11 +107,11 @@ def _front(
         )  # fmt: skip
         best = shown[front].sort_values(sent)
         axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
-        for label, point in best.set_index("configuration").iterrows():
-            colour, marker, _ = styles.get(str(label), ("0.4", "o", "-"))
+        for name, point in best.set_index("configuration").iterrows():
+            colour, marker, _ = styles.get(str(name), ("0.4", "o", "-"))
             axes.errorbar(
                 point[sent], point["loss"], point["sd"], fmt=marker, color=colour,
-                markersize=6, linewidth=0.8, label=str(label) if str(label) in styles else "_",
+                markersize=6, linewidth=0.8, label=str(name) if str(name) in styles else "_",
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"total {label}")
     if beyond:
