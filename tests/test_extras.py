@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import MODULES, OPTIONS, require, why_not
@@ -90,7 +89,7 @@ def test_what_uses_an_extra_asks_for_it(
     for module in BLOCKED:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=r"fedbw_sweep\[hub\]"):
-        read_hub(DataConfig(**{**config().model_dump(), "name": "hub", "path": "x"}))
+        read_hub(config(name="hub", path="x"))
     with pytest.raises(ConfigError, match=r"fedbw_sweep\[dirichlet\]"):
         federate(config(partition="dirichlet"), 2, 16, 1, to_bytes)
     lora = run_config("model=tiny", "trainable=lora")

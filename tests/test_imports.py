@@ -32,6 +32,7 @@ ORDER = [
     "compression.coding",
     "compression.quantiser",
     "compression",
+    "testing",
     "sampling",
     "config.groups",
     "config.identity",
@@ -119,7 +120,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
 
 LIGHT = {
     *("compression", "report", "records", "config", "data", "sampling", "cost"),
-    *("status", "verify", "plan"),
+    *("status", "verify", "plan", "testing"),
 }
 
 
@@ -180,6 +181,7 @@ TESTED_BY = {
     "sweep.preflight": "test_main.py",
     "sweep.progress": "test_main.py",
     "sweep.run": "test_main.py",
+    "testing": "compression/test_contract.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

@@ -26,7 +26,7 @@ from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.write import is_done
 from fedbw_sweep.report.measure import cell_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
-from fedbw_sweep.sweep.loggers import logged
+from fedbw_sweep.sweep.loggers.base import logged
 from fedbw_sweep.sweep.progress import show_progress
 
 FIGURE = "loss_against_bytes.png"

@@ -18,6 +18,7 @@ from fedbw_sweep.extras import require
 from fedbw_sweep.records.write import announce, device_of
 from fedbw_sweep.sweep import launcher
 from fedbw_sweep.sweep.grid import Composer, expand
+from fedbw_sweep.sweep.loggers.base import logger_of
 
 OWN_OF_HYDRA = (
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
@@ -82,7 +83,7 @@ def prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: b
         require("data", cell.data.name)
         require("data.partition", cell.data.partition)
         require("trainable", cell.trainable.name)
-        require("logger", cell.logger)
+        logger_of(cell)
     if todo and here:
         backend_of(todo[0].backend).start(todo[0])
     from fedbw_sweep.sweep.run import check
