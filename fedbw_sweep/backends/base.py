@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from hydra.utils import get_class
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # it imports torch, which loads while a backend starts
     from fedbw_sweep.federation.job import Job, Sink
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Executes the clients of runs, and the server where the backend has a place of its own."""
 
@@ -52,12 +53,14 @@ def backend_of(config: BackendConfig) -> Backend:
     Raises
     ------
     ConfigError
-        If its class is not there.
+        If its class is not there, or is no backend's.
     """
     try:
-        backend: Backend = get_class(config.target)(config)
+        backend = get_class(config.target)(config)
     except (ImportError, ValueError) as error:
         raise ConfigError("backend._target_", config.target, str(error)) from None
+    if not isinstance(backend, Backend):
+        raise ConfigError("backend._target_", config.target, "must be a Backend")
     return backend
 
 

@@ -46,6 +46,9 @@ def _load_corpus(cfg: DataConfig) -> pd.DataFrame:
     except (ImportError, ValueError) as error:
         raise ConfigError("data._target_", cfg.target, str(error)) from None
     corpus = read(cfg)
+    if not isinstance(corpus, pd.DataFrame) or not {"text", "client", "label"} <= set(corpus):
+        wanted = "must return a DataFrame with the columns text, client and label"
+        raise ConfigError("data._target_", cfg.target, wanted)
     corpus = corpus[corpus["text"].str.strip() != ""].reset_index(drop=True)
     if corpus.empty:
         raise ConfigError("data.path", cfg.path, "has no text; every record is blank")
