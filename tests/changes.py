@@ -116,9 +116,9 @@ content: null                 # filled in when a run starts
         ),
         "fedbw_sweep/records/schema.py": (
             (
-                '    "perplexity": Column("Float64", "exp(loss)"),\n    "bits',
+                '    "model_hash": Column(',
                 '    "loss_drop": Column("Float64", "initial_loss - loss", required=False),\n'
-                '    "perplexity": Column("Float64", "exp(loss)"),\n    "bits',
+                '    "model_hash": Column(',
             ),
             (
                 '    "bits_per_byte": ("bits per byte", "", 3, 1),\n',

@@ -82,7 +82,7 @@ def test_all_of_them_work_in_a_sweep(copy: Path) -> None:
     small = "rounds=1", "local_steps=2", "batch_size=2", "sequence_length=16", "fraction_fit=0.5"
     chosen = (
         *("data=letters", "sampling=last_first", "model=little_gpt2", "network=satellite"),
-        *("logger=lines", "backend=one_by_one", "compression=none,toy", "num_clients=4,8"),
+        *("logger=lines", "compression=none,toy", "num_clients=4,8"),
     )
     planned = run(copy, "-m", "fedbw_sweep.plan", *small, *chosen)
     assert "Network satellite: 3 Mbit/s up, 25 down" in planned

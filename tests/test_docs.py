@@ -213,7 +213,7 @@ def test_the_contributing_guides_recipe_is_all_there_is_to_do(tmp_path: Path) ->
         run(copy, *arguments)
     assert pytest_ == ".venv/bin/pytest"
     assert passes(copy, *contract) >= len(CHECKS)
-    own = "portable", "sizes", "feedback"  # of the tests of compression those of all methods
+    own = "portable", "sizes"  # of the tests of compression those of all methods
     files = "test_docs.py", "test_imports.py", "config/test_defaults.py"
     passes(copy, *(f"tests/compression/test_{name}.py" for name in own))
     passes(copy, *(f"tests/{name}" for name in files))

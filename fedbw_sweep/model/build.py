@@ -93,7 +93,7 @@ def _own_model(config: ModelConfig, target: str) -> PreTrainedModel:
     if not isinstance(model, PreTrainedModel):
         wanted = f"must return a transformers PreTrainedModel, not a {type(model).__name__}"
         raise ConfigError("model._target_", target, wanted)
-    return model.float()
+    return torch.nn.Module.float(model)
 
 
 def architecture_of(config: ModelConfig) -> Any:
