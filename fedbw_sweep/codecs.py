@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pandas as pd
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -52,10 +53,12 @@ def _bench_command(cfg: DictConfig) -> None:
     with errors_end_the_command():
         config = BenchConfig.from_hydra(cfg)
         prepare_process()
+        sources = HydraConfig.get().runtime.config_sources
+        folders = [Path(s.path) for s in reversed(sources) if s.schema == "file"]
         choices = [
             (label, choice.build())
             for method in config.methods
-            for label, choice in CompressionConfig.expand(method)
+            for label, choice in CompressionConfig.expand(method, folders)
         ]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
         codecs = [Codec.of(*choice, layout) for choice in choices]

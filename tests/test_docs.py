@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from inspect import cleandoc
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from fedbw_sweep.config.identity import config_columns
@@ -28,11 +29,12 @@ from fedbw_sweep.records.schema import (
 )
 from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
+from fedbw_sweep.testing import CHECKS
 
 from .conftest import CONF, ROOT, config_of
+from .copies import copy_of_the_repository, passes, recipe, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COLUMNS = {
     "results.csv": RESULTS_COLUMNS,
     "rounds.csv": ROUNDS_COLUMNS,
@@ -203,25 +205,20 @@ def test_every_compression_choice_is_listed() -> None:
 
 
 @pytest.mark.slow
-def test_the_contributing_guides_toy_passes_the_contract(tmp_path: Path) -> None:
-    for part in ("conf", "fedbw_sweep", "tests"):
-        shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", CONTRIBUTING, re.DOTALL)
-    assert len(files) == 2
-    for name, text in files:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    [command] = re.findall(r"^\.venv/bin/pytest (tests/.*)$", CONTRIBUTING, re.MULTILINE)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *command.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10  # type: ignore[index]
+def test_the_contributing_guides_recipe_is_all_there_is_to_do(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path)
+    *notes, [pytest_, *contract] = recipe(copy)
+    for python, *arguments in notes:
+        assert python == ".venv/bin/python"
+        run(copy, *arguments)
+    assert pytest_ == ".venv/bin/pytest"
+    assert passes(copy, *contract) >= len(CHECKS)
+    own = "portable", "sizes"  # of the tests of compression those of all methods
+    files = "test_docs.py", "test_imports.py", "config/test_defaults.py"
+    passes(copy, *(f"tests/compression/test_{name}.py" for name in own))
+    passes(copy, *(f"tests/{name}" for name in files))
+    assert "`toy`" in (copy / "docs" / "compression.md").read_text(encoding="utf-8")
+    assert "compression.shrink" in (copy / "docs" / "columns.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
@@ -252,6 +249,24 @@ done
     )
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert [line.split()[1] for line in ran] == ["pip", "ruff", "ruff", "mypy", "pytest"]
+
+
+def test_pre_commit_runs_what_ci_runs() -> None:
+    [command] = re.findall(r"<!-- test -->\n```sh\n(.*?)\n```", README, re.DOTALL)
+    programs = [part.strip().removeprefix(".venv/bin/") for part in command.split("&&")[2:]]
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    hooks = [hook["entry"] for hook in repository["hooks"]]
+    assert hooks[:3] == programs[:3] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert hooks[3].split()[0] == programs[3] == "pytest"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ ORDER = [
     "compression.coding",
     "compression.quantiser",
     "compression",
+    "testing",
     "sampling",
     "config.groups",
     "config.identity",
@@ -122,7 +123,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
 
 LIGHT = {
     *("compression", "report", "records", "config", "data", "sampling", "cost"),
-    *("status", "verify", "plan"),
+    *("status", "verify", "plan", "testing"),
 }
 
 
@@ -185,6 +186,7 @@ TESTED_BY = {
     "sweeps.progress": "test_main.py",
     "sweeps.run": "test_main.py",
     "sweeps.sweep": "test_main.py",
+    "testing": "compression/test_contract.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

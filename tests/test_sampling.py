@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbw_sweep.config.defaults import offered
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import BySize, RoundRobin, Sampler, SamplingRule, Uniform
+from tests.conftest import config_of
 
-RULES = (Uniform(), BySize(), RoundRobin())
+RULES = [config_of(f"sampling={name}").sampler().rule for name in offered("sampling")]
 SIZES = np.array([1, 2, 3, 4, 90])
 
 

@@ -60,7 +60,7 @@ class RunConfig(Section):
     backend: BackendConfig
     network: NetworkConfig
     device: Literal["auto", "cpu", "cuda"]
-    logger: Literal["none", "tensorboard"]
+    logger: Choice
     objective: str
     sweep: str
     verbose: bool
@@ -115,7 +115,7 @@ class RunConfig(Section):
         """What determines the results, as plain values."""
         plain = self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
         for key, section in plain.items():
-            if key in groups() and is_own(key, section):
+            if key in groups() and (is_own(key, section) or section.get("_target_") is None):
                 section.pop("_target_", None)
         return plain
 
@@ -136,6 +136,8 @@ def _with_classes(values: Mapping[str, Any]) -> dict[str, Any]:
     filled = dict(values)
     for key in groups().keys() & filled.keys():
         section = filled[key]
+        if isinstance(section, str) and key in EXECUTION_KEYS:  # logger was no group before
+            section = filled[key] = choice(key, section) or section
         if isinstance(section, Mapping) and is_own(key, section):
             offered = choice(key, section["name"]) or {}
             if "_target_" in offered:

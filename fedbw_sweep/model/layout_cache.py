@@ -72,6 +72,8 @@ def _key(config: RunConfig) -> str:
         architecture = model.architecture
     elif saved.is_file():
         architecture = json.loads(saved.read_text("utf-8"))
+    if model.target is not None:
+        architecture = [model.target, model.weights, architecture]
     return json.dumps([architecture, config.trainable.model_dump()], sort_keys=True)
 
 

@@ -97,6 +97,17 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
 }
 """Columns of ``results.csv`` beside the run's configuration, which `config_columns` names."""
 
+ON_PAGE: Mapping[str, tuple[str, str, int, float]] = {
+    "loss": ("loss", "nats/token", 3, 1),
+    "bits_per_byte": ("bits per byte", "", 3, 1),
+    "uplink_bytes": ("uplink", "MB", 2, 1e6),
+    "downlink_bytes": ("downlink", "MB", 2, 1e6),
+    "total_bytes": ("both", "MB", 2, 1e6),
+    "uplink_ratio": ("uplink ratio", "\N{MULTIPLICATION SIGN}", 1, 1),
+    "bits_per_coordinate": ("bits per coordinate", "uplink", 3, 1),
+}
+"""Columns that the main table of the report's page shows: heading, unit, decimals, divisor."""
+
 
 ROUNDS_COLUMNS: Mapping[str, Column] = {
     "run_id": Column("string", "the run, as in results.csv"),

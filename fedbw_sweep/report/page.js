@@ -2,16 +2,7 @@
 
 const PAGE = 100; // rows the table grows by
 const CURVES = 60; // curves drawn at once
-const METRICS = {
-  // column: [heading, unit, decimals, divisor]
-  loss: ["loss", "nats/token", 3, 1],
-  bits_per_byte: ["bits per byte", "", 3, 1],
-  uplink_bytes: ["uplink", "MB", 2, 1e6],
-  downlink_bytes: ["downlink", "MB", 2, 1e6],
-  total_bytes: ["both", "MB", 2, 1e6],
-  uplink_ratio: ["uplink ratio", "×", 1, 1],
-  bits_per_coordinate: ["bits per coordinate", "uplink", 3, 1],
-};
+let METRICS; // column: [heading, unit, decimals, divisor]
 const GLYPHS = { circle: "●", square: "■", "triangle-up": "▲", diamond: "◆", "triangle-down": "▼", cross: "✚" };
 const $ = (id) => document.getElementById(id);
 
@@ -72,6 +63,7 @@ function stateText(row) {
 
 async function main() {
   const data = await unpack($("data").textContent);
+  METRICS = data.metrics;
   const specs = JSON.parse($("specs").textContent);
   const rows = rowsOf(data.configurations);
   rows.forEach((row, number) => {

@@ -13,6 +13,7 @@ from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
 from fedbw_sweep.records.schema import RESULTS_COLUMNS
 from fedbw_sweep.records.write import announce, device_of
+from fedbw_sweep.sweeps.loggers.base import logger_of
 
 OBJECTIVES = [name for name, c in RESULTS_COLUMNS.items() if c.dtype in ("Int64", "Float64")]
 """Columns of ``results.csv`` that ``objective`` may name."""
@@ -58,7 +59,7 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
         require("data", config.data.name)
         require("data.partition", config.data.partition)
         require("trainable", config.trainable.name)
-        require("logger", config.logger)
+        logger_of(config)
     if todo and here:
         backend_of(todo[0].backend).start(todo[0])
     # Imported here: torch loads while the backend starts.

@@ -25,7 +25,7 @@ from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.write import RunRecord, is_done
 from fedbw_sweep.report.measure import mean_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
-from fedbw_sweep.sweeps.loggers import logged
+from fedbw_sweep.sweeps.loggers.base import logged
 from fedbw_sweep.sweeps.progress import Bars
 
 FIGURE = "loss_against_bytes.png"

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.extras import need
 
 
-@contextmanager
-def to_tensorboard(config: RunConfig, folder: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield what writes each round's row; see `logged`."""
-    from torch.utils.tensorboard import SummaryWriter
+class TensorBoard:
+    """Writes an event file for each run."""
 
-    with SummaryWriter(str(folder / "tensorboard" / config.run_id)) as writer:
-        writer.add_text("config", yaml.safe_dump(config.science))
+    def __init__(self) -> None:
+        need("tensorboard")
 
-        def log(row: dict[str, Any]) -> None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "round":
-                    writer.add_scalar(name, value, row["round"])
-            # A curve over bytes: TensorBoard's steps are whole numbers.
+    def open(self, config: RunConfig, folder: Path) -> None:
+        """See `Logger`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard" / config.run_id))
+        self._writer.add_text("config", yaml.safe_dump(config.science))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """See `Logger`."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "round":
+                self._writer.add_scalar(name, value, row["round"])
+        if row["loss"] is not None:  # TensorBoard's steps are whole numbers
             kilobytes = row["cumulative_uplink_bytes"] // 1000
-            writer.add_scalar("loss over uplink kB", row["loss"], kilobytes)
-            writer.flush()
+            self._writer.add_scalar("loss over uplink kB", row["loss"], kilobytes)
+        self._writer.flush()
 
-        yield log
+    def close(self) -> None:
+        """See `Logger`."""
+        self._writer.close()
