@@ -280,6 +280,8 @@ def _compare(
     tolerance: Tolerance | None = None,
 ) -> int:
     names = dict.fromkeys(key for key in [*old, *new] if key not in OF_PREDICTION)
+    if name:  # later versions add columns
+        names = {key: None for key in names if key in old}
     for key in names:
         if (tolerance or Tolerance()).differ(key, old.get(key), new.get(key)):
             where = f"{name}: {key}" if name else key

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-OF_LOSS = {"loss", "initial_loss", "train_loss", "bits_per_byte"}
 OF_PREDICTION = {"predicted_bytes", "prediction"}
 """Columns that a run does not measure: an estimate rests on the bench's table of today."""
 
@@ -57,10 +56,11 @@ class Tolerance:
         if not self.loss or isinstance(old, str):
             return bool(old != new) and not (self.loss and name == "model_hash")
         if name == "perplexity":  # the exponential of a loss, so that its logarithm is one
-            old, new, name = math.log(old), math.log(new), "loss"
+            old, new = math.log(old), math.log(new)
         of_shapes = name.startswith(("dense_", "frozen_"))
         of_bytes = name.endswith(("bytes", "ratio")) or name == "bits_per_coordinate"
-        allowed = self.loss if name in OF_LOSS else self.bytes if of_bytes else 0.0
+        measured = self.loss if isinstance(old, float) else 0.0  # whole numbers are counts
+        allowed = self.bytes if of_bytes else measured
         return bool(abs(new - old) > (0.0 if of_shapes else allowed) * abs(old))
 
 

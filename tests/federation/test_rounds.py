@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -52,9 +51,7 @@ def grid_of(job: Job) -> LocalGrid:
 def server_of(config: RunConfig) -> Server:
     prepare_process()
     model = build_trainable(config.model, config.trainable, config.seed)
-    sizes = np.array(
-        [(len(tokens) - 1) // config.sequence_length for tokens in federated_text(config).clients]
-    )
+    sizes = federated_text(config).clients.sequences(config.sequence_length)
     return Server(config, layout_of(model), *read_arrays(model), b"", sizes)
 
 

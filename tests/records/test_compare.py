@@ -41,3 +41,10 @@ def test_on_the_same_machine_all_must_be_equal() -> None:
     assert Tolerance().differ("model_hash", "aa", "bb")
     assert Tolerance().differ("loss", 2.0, math.nextafter(2.0, 3.0))
     assert not Tolerance().differ("uplink_bytes", 7, 7)
+
+
+def test_a_measured_column_that_is_added_later_is_a_loss_or_a_count() -> None:
+    unlike = Tolerance.of(fixed_size=True)
+    assert not unlike.differ("grad_norm", 2.0, 2.0199)
+    assert unlike.differ("grad_norm", 2.0, 2.0201)
+    assert unlike.differ("clients", 4, 5)

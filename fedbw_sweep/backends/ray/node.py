@@ -72,7 +72,9 @@ class Node:
 def main() -> None:
     """Be the process that starts Ray's, and ends them when its standard input does."""
     # Imported here: not for who only starts this process.
-    from ray._private.node import Node as RayNode  # not exported, see tests/test_node.py
+    from ray._private.node import (
+        Node as RayNode,  # not exported, see tests/backends/ray/test_node.py
+    )
     from ray._private.parameter import RayParams
     from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 

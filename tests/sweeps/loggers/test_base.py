@@ -103,11 +103,11 @@ def test_the_plain_spelling_of_a_file_is_still_read() -> None:
 
 
 def test_each_logger_is_one_short_file() -> None:
-    files = {path.stem for path in (ROOT / "fedbw_sweep" / "sweep" / "loggers").glob("*.py")}
+    files = {path.stem for path in (ROOT / "fedbw_sweep" / "sweeps" / "loggers").glob("*.py")}
     choices = {path.stem for path in (CONF / "logger").glob("*.yaml")}
     assert files - {"__init__", "base"} == choices - {"none"}
     for name in choices - {"none"}:
-        text = (ROOT / "fedbw_sweep" / "sweep" / "loggers" / f"{name}.py").read_text()
+        text = (ROOT / "fedbw_sweep" / "sweeps" / "loggers" / f"{name}.py").read_text()
         assert len(text.splitlines()) < 60
 
 
