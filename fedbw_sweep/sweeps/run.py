@@ -63,6 +63,8 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     record = RunRecord(config, environment=_environment(config))
     try:
         backend_of(config.backend).run(Job.of(config), _Recorder(record, observe))
+        if record.status == "failed":
+            record.error = f"backend={config.backend.name} ended without a result"
     except FedbwError as error:
         # Out of a worker a client's divergence comes as the client's reason.
         record.end = "diverged" if "lower lr" in str(error) else "failed"

@@ -108,3 +108,15 @@ def test_a_round_without_replies_leaves_the_model(execute: Execute) -> None:
     assert record.parts == []
     assert record.summary["loss"] == record.summary["initial_loss"]
     assert record.summary["downlink_bytes"] == 2 * TINY_BYTES
+
+
+def test_a_backend_that_ends_without_a_result_fails_the_run(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nothing(LocalBackend):
+        def run(self, job: Job, sink: Sink) -> None:
+            """End at once."""
+
+    monkeypatch.setattr(run, "backend_of", Nothing())
+    record = run.execute(run_config(*SMALL), tmp_path)
+    assert (record.status, record.error) == ("failed", "backend=ray ended without a result")
