@@ -177,6 +177,17 @@ def stages(*arguments: str) -> None:
         stamp(job, "heldout_loss", "the model is evaluated")
         stamp(Exchange, "receive", FIRST_STEP)
 
+    def plain(self: RayBackend, config: Any) -> None:
+        import ray
+
+        import fedbw_sweep.federation.client  # noqa: F401
+        from fedbw_sweep.backends.ray import cluster
+
+        ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        cluster.get_ready(config)
+
+    if arguments[:1] == ("plain",):
+        start, arguments = plain, arguments[1:]
     preflight.prepare, RayBackend.start = checked, started  # type: ignore[method-assign]
     folder = tempfile.TemporaryDirectory()
     sys.argv[1:] = [*arguments, f"{FOLDER}={folder.name}"]

@@ -115,6 +115,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
     assert users("constriction") == {"compression/coding/ans.py"}
     ray = {f"backends/ray/{name}.py" for name in ("cluster", "grid", "node")}
     assert users("ray") == ray
+    assert not users("ray._private", "ray._raylet")
     assert users("flwr.supercore") == {"backends/ray/grid.py"}
     assert users("flwr.simulation") == {"backends/flower.py"}
     assert users("hydra.core.override_parser.overrides_parser") == {"sweeps/grid.py"}

@@ -205,6 +205,7 @@ class BackendConfig(Section):
     target: str = Field(alias="_target_", description="the backend's class")
     workers: int | None = Field(ge=1, description="processes, at least 1, or null: one per core")
     client_timeout_s: float = Field(gt=0, description="seconds, above 0")
+    start_timeout_s: float = Field(default=300, gt=0, description="seconds, above 0")
     address: str | None = Field(default=None, description="host:port, auto, or null: start Ray")
     runs: int | None = Field(default=1, ge=1, description="runs at a time, at least 1, or null")
     client_gpus: float | None = Field(default=None, ge=0, description="GPUs a client, or null")

@@ -31,7 +31,8 @@ class RayBackend:
         node = None
         if self.config.address is None:
             preload = "fedbw_sweep.federation.client"
-            node = Node(self.config.workers, config.verbose, preload)
+            own = self.config
+            node = Node(own.workers, config.verbose, own.start_timeout_s, preload)
         with importing():
             from fedbw_sweep.backends.ray import cluster
         cluster.connect(config, node)

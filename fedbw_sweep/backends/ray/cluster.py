@@ -49,9 +49,9 @@ def connect(config: RunConfig, node: Node | None = None) -> None:
         "log_to_driver": config.verbose,
     }
     if backend.address is None:
-        node = node or Node(backend.workers, config.verbose)
+        node = node or Node(backend.workers, config.verbose, backend.start_timeout_s)
         atexit.register(_stop, node)
-        ray.init(address=node.address(), **quiet)
+        ray.init(address=node.address(), runtime_env=node.runtime_env, **quiet)
     else:
         environment = {"py_modules": [str(PACKAGE)]}
         try:
@@ -66,10 +66,15 @@ def connect(config: RunConfig, node: Node | None = None) -> None:
                 f"no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
                 "`ray start --head` and give the address it prints, or null to start Ray here",
             ) from None
+    get_ready(config)
+
+
+def get_ready(config: RunConfig) -> None:
+    """Have workers import what they need and build the model, meanwhile."""
     # With a client's share: a worker computes on the GPU that it has seen first.
     gpus = client_gpus(config)
     for _ in range(worker_count(alive_nodes())):
-        submit(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
+        submit(_prepare, [config.model_dump_json(by_alias=True)], gpus=gpus)
 
 
 def _stop(node: Node) -> None:
@@ -77,7 +82,7 @@ def _stop(node: Node) -> None:
     node.stop()
 
 
-def _get_ready(run_config: str) -> None:
+def _prepare(run_config: str) -> None:
     # Imported here: starting Ray need not wait for torch.
     with importing():
         from fedbw_sweep.federation.shared import worker_model
