@@ -24,6 +24,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import (
     MB,
+    Fitted,
     duration,
     errors_end_the_command,
     in_all_units,
@@ -187,7 +188,7 @@ def _show(cells: list[Cell]) -> None:
         table.add_column(name, justify="left" if name == "basis" else "right")
     for cell in cells:
         table.add_row(*(escape(cell.overrides.get(name, "")) for name in swept), *_numbers(cell))
-    output.print(table)
+    output.print(Fitted(table))
     output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
     for cell in cells[:FORMULAS_SHOWN]:
         label = ", ".join(
