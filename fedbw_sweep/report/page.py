@@ -17,7 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.errors import ResultsError
-from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
+from fedbw_sweep.records.labels import (
+    holds_settings,
+    run_labels,
+    setting_texts,
+    task_settings,
+    varying_settings,
+)
 from fedbw_sweep.records.read import Records
 from fedbw_sweep.records.schema import RESULTS_COLUMNS
 from fedbw_sweep.report.command import (
@@ -47,6 +53,7 @@ SHOWN = (
     "downlink_bytes",
     "total_bytes",
     "uplink_ratio",
+    "whole_model_ratio",
     "bits_per_coordinate",
 )
 """Columns of results.csv that the main table shows."""
@@ -181,6 +188,8 @@ def _configurations(
     table["failed"] = (results["status"] == "failed").groupby(label).sum()
     table["runs"] = label.groupby(label).size()
     own = results[settings].astype(object).where(results[settings].notna(), None)
+    if nested := [name for name in settings if holds_settings(results[name])]:
+        own[nested] = setting_texts(results, settings)[nested]
     own["task"] = run_labels(results, task_settings(settings))
     first = own.groupby(label, sort=False).head(1)
     table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
@@ -266,7 +275,7 @@ def _curves(
     ]
     numbers = rounds["run_id"].map(done)
     own = rounds[numbers.notna() & (rounds["cumulative_uplink_bytes"] > 0)]
-    own = own.assign(configuration=numbers.astype("Int64"))
+    own = own.assign(configuration=numbers.astype("Int64")[own.index])
     curves, last = own["configuration"].nunique(), own["round"].max()
     left_out = []
     if len(own):
