@@ -18,7 +18,7 @@ from fedbw_sweep.bench.updates import BenchConfig, load_update, train_updates
 from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.console import errors_end_the_command, output_console
+from fedbw_sweep.console import Fitted, errors_end_the_command, output_console
 from fedbw_sweep.report.figure import rate_distortion
 from fedbw_sweep.training.process import prepare_process
 
@@ -38,6 +38,15 @@ SHOWN = {
     "decode_memcpy": ".1f",
     "mean_nmse": ".3g",
 }
+
+
+BOUND_NOTE = (
+    "percent of bound: what a method's bits would be at least, at its error, if coordinates were "
+    "independent Gaussians (bound bits; unbiased bits for unbiased methods), over what they are. "
+    "Coordinates of real updates may depend on one another, as low-rank ones do: methods that use "
+    "it can be above 100."
+)
+"""Below the table."""
 
 
 def main() -> None:
@@ -82,7 +91,8 @@ def _show(measured: pd.DataFrame, layout: Layout, clients: int) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
-    output_console().print(table)
+    output_console().print(Fitted(table))
+    output_console().print(BOUND_NOTE, soft_wrap=True)
 
 
 def _shown(measured: pd.DataFrame) -> Iterator[list[str]]:
@@ -96,7 +106,7 @@ def _shown(measured: pd.DataFrame) -> Iterator[list[str]]:
 def _markdown(measured: pd.DataFrame) -> str:
     header, *rows = ("| " + " | ".join(cells) + " |" for cells in _shown(measured))
     rule = "|---|" + "---:|" * len(SHOWN)
-    return "\n".join([header, rule, *rows, ""])
+    return "\n".join([header, rule, *rows, "", BOUND_NOTE, ""])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import (
     MB,
+    Fitted,
     duration,
     errors_end_the_command,
     in_all_units,
@@ -178,7 +179,7 @@ def _show(runs: list[PlannedRun]) -> None:
         table.add_column(name, justify="left" if name == "basis" else "right")
     for run in runs:
         table.add_row(*(escape(run.overrides.get(name, "")) for name in swept), *_numbers(run))
-    output.print(table)
+    output.print(Fitted(table))
     output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
     for run in runs[:FORMULAS_SHOWN]:
         label = ", ".join(

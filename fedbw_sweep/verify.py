@@ -34,6 +34,7 @@ from fedbw_sweep.records.schema import (
     OF_STATUS,
     PARTS,
     RESULTS,
+    RESULTS_COLUMNS,
     ROUNDS,
 )
 from fedbw_sweep.records.write import read_status
@@ -210,7 +211,10 @@ def _differences(
     differences: list[str] = []
     if new["status"] == "failed":
         differences.append(f"the run failed this time: {new['reason'].strip().splitlines()[-1]}")
-    compared = _compare("summary", old["summary"], new["summary"], differences, tolerance)
+    later = {name for name, column in RESULTS_COLUMNS.items() if not column.required}
+    later -= old["summary"].keys()  # columns that were added after the run was recorded
+    summary = {key: value for key, value in new["summary"].items() if key not in later}
+    compared = _compare("summary", old["summary"], summary, differences, tolerance)
     for name in [name for name in tables if name in recorded]:
         if not (tolerance.bytes and name == PARTS):
             compared += _compare_tables(

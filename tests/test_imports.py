@@ -178,8 +178,10 @@ TESTED_BY = {
     "records.running": "test_status.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
+    "report.build": "report/test_spec.py",
     "report.charts": "report/test_page.py",  # in a browser
     "report.drawing": "report/test_figure.py",
+    "report.ranking": "report/test_reported.py",
     "report.table": "test_main.py",  # as the command prints it
     "sweeps.grid": "test_plan.py",
     "sweeps.plugin": "test_main.py",

@@ -12,7 +12,7 @@ from torch import nn
 from fedbw_sweep.cost.prediction import Prediction
 from fedbw_sweep.federation.ledger import ClientReport
 from fedbw_sweep.federation.server import Server
-from fedbw_sweep.model.vector import frozen_parameters, read_frozen
+from fedbw_sweep.model.vector import frozen_parameters, read_frozen, whole_model_bytes
 
 Row = dict[str, Any]
 
@@ -147,6 +147,7 @@ def summary(
         made["total_ratio"] = (dense + dense_down) / total
     if updates:
         made["uplink_ratio"] = dense / uplink
+        made["whole_model_ratio"] = updates * whole_model_bytes(model) / uplink
         made["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
     if prediction is not None:
         made["predicted_bytes"] = prediction.total_bytes

@@ -76,6 +76,12 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
     "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "compression ratio: dense_uplink_bytes / uplink_bytes"),
+    "whole_model_ratio": Column(
+        "Float64",
+        "dense fp32 bytes of the whole model (frozen parameters with it, adapters not), once for "
+        "every update, / uplink_bytes",
+        required=False,
+    ),
     "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
     "total_ratio": Column("Float64", "dense bytes in both directions / total_bytes"),
     "bits_per_coordinate": Column(
@@ -104,6 +110,7 @@ ON_PAGE: Mapping[str, tuple[str, str, int, float]] = {
     "downlink_bytes": ("downlink", "MB", 2, 1e6),
     "total_bytes": ("both", "MB", 2, 1e6),
     "uplink_ratio": ("uplink ratio", "\N{MULTIPLICATION SIGN}", 1, 1),
+    "whole_model_ratio": ("of the whole model", "\N{MULTIPLICATION SIGN}", 1, 1),
     "bits_per_coordinate": ("bits per coordinate", "uplink", 3, 1),
 }
 """Columns that the main table of the report's page shows: heading, unit, decimals, divisor."""

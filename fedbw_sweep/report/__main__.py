@@ -22,6 +22,7 @@ from fedbw_sweep.errors import ConfigError, ResultsError
 from fedbw_sweep.extras import why_not
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.read import Records, load_records
+from fedbw_sweep.report.build import TableBuilder
 from fedbw_sweep.report.measure import (
     TIME_MEASURES,
     Options,
@@ -29,8 +30,8 @@ from fedbw_sweep.report.measure import (
     measure,
     measure_time,
 )
-from fedbw_sweep.report.render import Rendered, document
-from fedbw_sweep.report.spec import BUILT_IN, TableBuilder, load_spec
+from fedbw_sweep.report.render import Rendered, document, file_stem
+from fedbw_sweep.report.spec import BUILT_IN, load_spec
 from fedbw_sweep.report.table import TASKS
 from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
 
@@ -74,17 +75,23 @@ def write_report(
     runs = measure(records, options)
     builder, notes, chosen = TableBuilder(runs, options), [], []
     built_in = {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
-    own = {path.stem: path for path in specs}
-    if taken := [path for name, path in own.items() if name in {*built_in, "failures"}]:
-        raise ConfigError("--spec", taken[0], "has the name of a built-in table; rename it")
-    for path in (built_in | own).values():
+    own: dict[str, Path] = {}
+    for path in specs:
+        name = file_stem(path.stem)
+        if name in {*built_in, "failures"}:
+            raise ConfigError("--spec", path, "has the name of a built-in table; rename it")
+        if other := own.get(name):
+            also = f"makes the table {name}, as {other} does; rename one of them"
+            raise ConfigError("--spec", path, also)
+        own[name] = path
+    for name, path in (built_in | own).items():
         spec = load_spec(path)
-        if path in own.values():
+        if name in own:
             builder.check(spec)
         if why := builder.why_not(spec):
-            notes.append(f"table {path.stem} is left out: it {why}")
+            notes.append(f"table {name} is left out: it {why}")
         else:
-            chosen.append((path.stem, spec))
+            chosen.append((name, spec))
     if not builder.has_baseline:
         baseline = ", ".join(f"{key}={value}" for key, value in options.baseline.items())
         notes.append(
@@ -157,10 +164,12 @@ def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame
         )
     names = "loss_against_bytes", "pareto_front", "bytes_by_round"
     figures: dict[str, tuple[pd.DataFrame, ...]] = dict.fromkeys(names, (curves,))
+    compared = mean_curves(done, records.rounds, common_seeds=True)
+    figures["pareto_front"] = (compared,)
     if records.parts["run_id"].isin(done["run_id"]).any():
         figures["bytes_by_part"] = done, records.parts
     if "local_epochs" in varying_settings(done):
-        figures["local_epochs"] = done, curves
+        figures["local_epochs"] = done, compared
     return figures
 
 

@@ -38,8 +38,8 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str
     """Draw a line per configuration, a band of `sd` where `y` is the loss; grey if not named."""
     others = curves[~curves["configuration"].isin(named)]
     if len(others):
-        ends = others.drop_duplicates("configuration", keep="last")
-        ranked = ends.sort_values("loss")["configuration"]
+        final = others.drop_duplicates("configuration", keep="last")
+        ranked = final.sort_values("loss")["configuration"]
         places = np.linspace(0, len(ranked) - 1, min(len(ranked), OTHERS)).astype(int)
         shown = others[others["configuration"].isin(ranked.iloc[places])]
         last = ~shown["configuration"].duplicated(keep="last").to_numpy()
@@ -86,6 +86,8 @@ def add_legend(panels: Sequence[Axes]) -> None:
     split = [label.split(", ") for label in drawn if "=" in label]
     alike = [part for part in split[0] if all(part in parts for parts in split)] if split else []
     common = [part for part in alike if "=" in part and " " not in part] if len(split) > 1 else []
+    if not drawn:
+        return
     handles = {
         fill(", ".join(part for part in label.split(", ") if part not in common), 88): handle
         for label, handle in drawn.items()
@@ -103,6 +105,13 @@ def add_legend(panels: Sequence[Axes]) -> None:
             figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
             return
         legend.remove()
+
+
+def say_nothing_is_there(panels: Sequence[Axes]) -> None:
+    """Say in place of a figure that there is nothing to draw."""
+    for axes in panels:
+        axes.set_axis_off()
+    panels[0].text(0.5, 0.5, "no finished run has sent anything", ha="center", va="center")
 
 
 def _log_ticks(axis: Axis) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedbw_sweep.console import MB
+from fedbw_sweep.console import MB, size
 from fedbw_sweep.records.labels import run_labels
 from fedbw_sweep.report.drawing import (
     COLOURS,
@@ -20,6 +20,7 @@ from fedbw_sweep.report.drawing import (
     add_legend,
     draw_lines,
     saved_figure,
+    say_nothing_is_there,
     style_of,
     styles_of,
 )
@@ -75,9 +76,16 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
 def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw each configuration's final loss against its total payload, grey where it is dominated.
 
-    Parameters and rows are those of `loss_against_bytes`. Bars are one standard deviation over
-    seeds. The axis ends above the front, or its shape could not be seen beside what failed to
-    learn; what lies beyond is counted.
+    Rows are those of `loss_against_bytes`. Bars are one standard deviation over seeds. The axis
+    ends above the front, or its shape could not be seen beside what failed to learn; what lies
+    beyond is counted. Nothing is dominated among configurations without a common seed.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        What `measure.mean_curves` returns with ``common_seeds``.
+    *paths : pathlib.Path
+        Where to save; the suffix chooses the format.
     """
     final = _final(curves)
     styles = styles_of(final, named_configurations(final))
@@ -90,7 +98,9 @@ def _front(
     panels: Sequence[Axes], final: pd.DataFrame, styles: Mapping[str, tuple[str, str, str]]
 ) -> None:
     """Draw the Pareto front of one task."""
-    on_a_front = final[pareto(final, "sent_up") | pareto(final, "sent")]
+    seeds = final["seeds"].iloc[0] if "seeds" in final else pd.NA
+    ranked = pd.isna(seeds) or seeds > 0
+    on_a_front = final[(not ranked) | pareto(final, "sent_up") | pareto(final, "sent")]
     low = (on_a_front["loss"] - on_a_front["sd"]).min()
     high = (on_a_front["loss"] + on_a_front["sd"]).max()
     room = max(FRONT_SHARE * (high - low), 0.01 * high)
@@ -98,7 +108,7 @@ def _front(
     beyond = int((final["loss"] > top).sum())
     for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
         shown = final[final[sent] > 0]
-        front = pareto(shown, sent)
+        front = pareto(shown, sent) | (not ranked)
         rest = shown[~front]
         bars = rest["sd"] if len(rest) <= 100 else None
         axes.errorbar(
@@ -106,7 +116,8 @@ def _front(
             label="dominated" if len(rest) else "_", rasterized=bars is None,
         )  # fmt: skip
         best = shown[front].sort_values(sent)
-        axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
+        if ranked:
+            axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
         for name, point in best.set_index("configuration").iterrows():
             colour, marker, _ = styles.get(str(name), ("0.4", "o", "-"))
             axes.errorbar(
@@ -114,15 +125,24 @@ def _front(
                 markersize=6, linewidth=0.8, label=str(name) if str(name) in styles else "_",
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"total {label}")
+    said = []
+    if not ranked:
+        said.append("no seed in common: nothing is dominated")
+    elif not pd.isna(seeds):
+        said.append(f"over the seeds that all have, n = {seeds}")
     if beyond:
         panels[0].set_ylim(low - 0.1 * room, top)
-        panels[-1].set_title(f"{beyond:,} dominated beyond the axis", fontsize=7, loc="right")
+        said.append(f"{beyond:,} dominated beyond the axis")
+    panels[-1].set_title("; ".join(said), fontsize=7, loc="right")
 
 
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
     shown, named = curves[curves["round"] > 0], named_configurations(curves)
     with saved_figure(paths, columns=2, share_y=True) as panels:
+        if shown.empty:
+            say_nothing_is_there(panels)
+            return
         for axes, direction in zip(panels, ("up", "down"), strict=True):
             draw_lines(axes, shown[shown[direction] > 0], "round", direction, named)
             axes.set(yscale="log", title=f"{direction}link")
@@ -161,6 +181,10 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
     names = [*largest[:TENSORS]]
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
+    if not shown:
+        with saved_figure(paths, columns=1) as panels:
+            say_nothing_is_there(panels)
+        return
     rows = -(-len(shown) // 2)  # two side by side: a figure no wider than a page stays readable
     height = rows * (0.9 + 0.16 * len(names))
     with saved_figure(paths, columns=min(2, len(shown)), rows=rows, height=height) as panels:
@@ -202,7 +226,7 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     """
     sent = curves.groupby(["task", "configuration"], observed=True)["sent_up"].max()
     budgets = sent.groupby(level="task", observed=True).min()
-    budget = curves["task"].astype(str).map(budgets.rename(index=str))
+    budget = curves["task"].astype(str).map(budgets.rename(index=str)).astype(float)
     spent = curves[curves["sent_up"] <= budget].drop_duplicates("configuration", keep="last")
     spent = spent[(spent["sent_up"] > 0) | (budget.loc[spent.index] == 0)]
     done = results[results["status"] == "done"]
@@ -215,12 +239,12 @@ def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> N
     points = points.rename(columns={"line": "configuration"})
     points = points.astype({"epochs": int}).sort_values(["configuration", "epochs"])
     best = points.groupby("configuration", sort=False).agg({"loss": "min", "task": "first"})
-    share = _share(best)
+    share = NAMED // max(1, min(TASKS, best["task"].nunique()))
     named = [label for _, own in _by_task(best) for label in own["loss"].nsmallest(share).index]
     with _task_rows(paths, points, columns=1) as (panels, tasks):
         for [axes], (task, own) in zip(panels, tasks, strict=True):
             draw_lines(axes, own, "epochs", "loss", named)
-            axes.set(xlabel=f"local epochs, at {budgets[task]:,.2f} MB of uplink")
+            axes.set(xlabel=f"local epochs, at {size(budgets[task] * MB)} of uplink")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
@@ -259,7 +283,7 @@ def named_configurations(curves: pd.DataFrame) -> list[str]:
     final = _final(curves)
     if len(final) <= NAMED:
         return list(map(str, final["configuration"]))
-    share = _share(final)
+    share = NAMED // min(TASKS, final["task"].nunique())
     named: list[str] = []
     for _, own in _by_task(final):
         front = own[pareto(own, "sent_up") | pareto(own, "sent")].sort_values("sent_up")
@@ -274,17 +298,17 @@ def _by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(str(task), own) for task, own in groups][:TASKS]
 
 
-def _share(table: pd.DataFrame) -> int:
-    """Say how many configurations of each task a figure can name."""
-    return NAMED // min(TASKS, table["task"].nunique())
-
-
 @contextmanager
 def _task_rows(
     paths: Sequence[Path], table: pd.DataFrame, columns: int
 ) -> Iterator[tuple[list[Sequence[Axes]], list[tuple[str, pd.DataFrame]]]]:
     """Yield a row of panels, which share an axis of losses, for each task; name it if several."""
     tasks = _by_task(table)
+    if not tasks:
+        with saved_figure(paths, columns=1) as panels:
+            yield [], []
+            say_nothing_is_there(panels)
+        return
     height = 3.2 if len(tasks) == 1 else 2.8 * len(tasks)
     with saved_figure(paths, columns, rows=len(tasks), height=height, share_y=True) as panels:
         rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]

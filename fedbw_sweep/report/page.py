@@ -17,7 +17,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.errors import ResultsError
-from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
+from fedbw_sweep.records.labels import (
+    holds_settings,
+    run_labels,
+    setting_texts,
+    task_settings,
+    varying_settings,
+)
 from fedbw_sweep.records.read import Records
 from fedbw_sweep.records.schema import ON_PAGE, RESULTS_COLUMNS
 from fedbw_sweep.report.command import (
@@ -171,6 +177,8 @@ def _configurations(
     table["failed"] = (results["status"] == "failed").groupby(label).sum()
     table["runs"] = label.groupby(label).size()
     own = results[settings].astype(object).where(results[settings].notna(), None)
+    if nested := [name for name in settings if holds_settings(results[name])]:
+        own[nested] = setting_texts(results, settings)[nested]
     own["task"] = run_labels(results, task_settings(settings))
     first = own.groupby(label, sort=False).head(1)
     table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
@@ -256,7 +264,7 @@ def _curves(
     ]
     numbers = rounds["run_id"].map(done)
     own = rounds[numbers.notna() & (rounds["cumulative_uplink_bytes"] > 0)]
-    own = own.assign(configuration=numbers.astype("Int64"))
+    own = own.assign(configuration=numbers.astype("Int64")[own.index])
     curves, last = own["configuration"].nunique(), own["round"].max()
     left_out = []
     if len(own):

@@ -95,9 +95,11 @@ def test_a_compressors_own_parameters_are_checked(run_config: Build, density: st
 
 
 def test_weights_are_not_fed_back(run_config: Build) -> None:
-    with pytest.raises(ConfigError, match=r"upload=weights: .*compression\.error_feedback=false"):
-        run_config("upload=weights", "compression=topk")
-    run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
+    fed_back = ("upload=weights", "compression=int8", "compression.error_feedback=true")
+    with pytest.raises(ConfigError, match=r"upload=weights: .*compression\.error_feedback out"):
+        run_config(*fed_back)
+    explicit = run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
+    assert run_config("upload=weights", "compression=topk").run_id == explicit.run_id
 
 
 def test_what_would_diverge_is_not_fed_back(run_config: Build) -> None:

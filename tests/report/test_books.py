@@ -159,6 +159,20 @@ NOT_OF_RUNS = {  # which stand in the tables of times alone
 }  # fmt: skip
 
 
+def in_its_unit(title: str, sizes: list[float | None]) -> tuple[str, float, str]:
+    """The title, unit and format of a column of bytes: the smallest size has three digits."""
+    smallest = min(size for size in sizes if size)
+    if smallest < 1e3:
+        return title.replace("MB", "B"), 1, "B"
+    return (title, 1e6, ".2f") if smallest >= 1e6 else (title.replace("MB", "kB"), 1e3, ",.2f")
+
+
+def text_of(number: float, unit: float, form: str) -> str:
+    """What is printed; a whole number of bytes has no decimals."""
+    form = {"B": ",.0f" if number == int(number) else ",.2f"}.get(form, form)
+    return format(number / unit, form)
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     runs = books(sweep)
@@ -176,10 +190,10 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     cells = [line.strip("|").split("|") for line in markdown if "|" in line]
     header, _, *printed = [[cell.strip(" *") for cell in line] for line in cells]
     texts = [dict(zip(header, line, strict=True)) for line in printed]
-    text_of = {(r["compression"], int(r["num_clients"])): r for r in texts}
-    assert set(rows) == set(text_of) == set(product(METHODS, CLIENTS))
+    printed_of = {(r["compression"], int(r["num_clients"])): r for r in texts}
+    assert set(rows) == set(printed_of) == set(product(METHODS, CLIENTS))
     for (method, clients), row in rows.items():
-        text = text_of[method, clients]
+        text = printed_of[method, clients]
         lost = {key for key in (KILLED, DIVERGED) if key[:2] == (method, clients)}
         expected: dict[str, float | None] = {
             "runs": 3, "done": 3 - len(lost),
@@ -188,23 +202,33 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
         why = "failed" if DIVERGED in lost else "missing"
         shown = {"n": f"2 of 3: 1 {why}" if lost else "3"}
         for place, (title, (column, unit, form)) in enumerate(SHOWN[name].items()):
+            if unit == 1e6:
+                sizes = [mean(column, *row)[0] for row in rows]
+                title, unit, form = in_its_unit(title, sizes)
             average, values, done = mean(column, method, clients)
             expected[column], expected[f"{column}_n"] = average, len(values)
-            shown[title] = "—" if average is None else format(average / unit, form)
+            shown[title] = "—" if average is None else text_of(average, unit, form)
             if average is None and place == 0:
                 shown[title] += " (not reached in 2 rounds)"
             if column in SPREAD:
                 sd = statistics.stdev(values) if len(values) > 1 else None
                 expected[f"{column}_sd"] = sd
-                shown[title] += "" if sd is None else f" ± {format(sd / unit, form.strip('+'))}"
+                sd_text = "" if sd is None else f" ± {text_of(sd, unit, form.strip('+'))}"
+                shown[title] += sd_text
             if values and len(values) < done:
                 shown[title] += f" [{len(values)} of {done}]"
             if column in SPED_UP:
-                base, of_base, all_base = mean(column, "none", clients)
-                whole = len(values) == done and len(of_base) == all_base
-                times = base / average if whole and base and average else None
+                seeds = [
+                    s for s in SEEDS if {(method, clients, s), ("none", clients, s)} <= set(runs)
+                ]
+                own, base = (
+                    [runs[of, clients, seed][column] for seed in seeds] for of in (method, "none")
+                )
+                whole = None not in own + base
+                times = statistics.mean(base) / statistics.mean(own) if whole else None
                 expected[f"{column}_speedup"] = times
-                shown[title] += "" if times is None else f" ({times:.1f}x)"
+                n = "" if len(seeds) == len(SEEDS) else f", n={len(seeds)}"
+                shown[title] += "" if times is None else f" ({times:.1f}x{n})"
         for column, found in row.items():
             if column not in {"compression", "num_clients", "network"}:
                 assert near(found, expected.pop(column)), f"{method} {clients} {column}: {found}"
