@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flwr.app import Array, ArrayRecord, Message
 
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.write import RunRecord
-from tests.conftest import Execute
+from fedbw_sweep.sweeps import run
+from tests.conftest import SMALL, Execute
+from tests.local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
