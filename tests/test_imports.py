@@ -153,6 +153,7 @@ SMALL = 60
 
 TESTED_BY = {
     "backends.base": "backends/test_flower.py",  # through each backend
+    "backends.ray.backend": "sweeps/test_simulation.py",
     "backends.ray.nursery": "backends/ray/test_node.py",  # which starts it
     "bench.measures": "test_codecs.py",  # through the command, by each column's definition
     "compression.base": "compression/test_contract.py",  # with every method

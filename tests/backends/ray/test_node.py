@@ -244,6 +244,11 @@ def command(temporary: Path, folder: Path, *arguments: str) -> subprocess.Popen[
     )
 
 
+def rays(temporary: Path) -> set[Path]:
+    """What Ray may have left: torch keeps a cache there on purpose."""
+    return {path for path in temporary.iterdir() if not path.name.startswith("torchinductor")}
+
+
 @pytest.mark.ray
 def test_nothing_is_left_in_files(short_folder: Path, tmp_path: Path) -> None:
     """After a clean end, and after the next command where all of the last one's was killed."""
@@ -265,7 +270,7 @@ def test_nothing_is_left_in_files(short_folder: Path, tmp_path: Path) -> None:
     printed, _ = clean.communicate()
     assert clean.returncode == 0, printed
     assert not left.exists()
-    assert set(temporary.iterdir()) == {other, foreign}
+    assert rays(temporary) == {other, foreign}
 
 
 @pytest.mark.ray
@@ -277,7 +282,7 @@ def test_a_path_too_long_for_sockets_is_one_line(short_folder: Path, tmp_path: P
     assert started.returncode == 2
     assert "too long a path for sockets" in printed
     assert "Traceback" not in printed
-    assert not list(long.iterdir())
+    assert not rays(long)
 
 
 @pytest.mark.ray
