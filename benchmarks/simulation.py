@@ -133,19 +133,21 @@ def start(repeats: int) -> None:
     row("the same with backend=flower, over it", flower, ray)
     row("two plain processes with one step in them, cold, over it", floor, ray)
 
-    def stamps(*overrides: str) -> dict[str, float]:
+    def stamps(*how: str) -> dict[str, float]:
         printed = subprocess.run(
-            [sys.executable, processes.__file__, "--stages", *one_step, *overrides],
+            [sys.executable, processes.__file__, "--stages", *how, *one_step],
             capture_output=True,
             text=True,
         ).stdout
         found = re.findall(r"^(\d+\.\d\d) (.*)$", printed, re.MULTILINE)
         return {stage: float(at) for at, stage in reversed(found)}  # each's first time
 
-    runs, others = zip(*[(stamps(), stamps("backend=flower")) for _ in range(repeats)], strict=True)
+    in_turn = [(stamps(), stamps("plain"), stamps("backend=flower")) for _ in range(repeats)]
+    runs, *others = zip(*in_turn, strict=True)
     first = [run[FIRST_STEP] for run in runs]
     row("a command's start, until the first step", first)
-    row("the same with backend=flower, over it", [run[FIRST_STEP] for run in others], first)
+    for name, theirs in zip(("plain ray.init", "backend=flower"), others, strict=True):
+        row(f"the same with {name}, over it", [run[FIRST_STEP] for run in theirs], first)
     print("\n| start of the command, until | at second, median |\n|---|---:|")
     ends = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     for stage, end in sorted(ends.items(), key=lambda item: item[1]):
