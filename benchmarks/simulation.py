@@ -156,7 +156,7 @@ def start(repeats: int) -> None:
 
 
 def sweep(repeats: int) -> None:
-    """Six small cells in one command, beyond its start, over plain processes doing the same."""
+    """Six small runs in one command, beyond its start, over plain processes doing the same."""
     ratios = []
     for _ in range(repeats):
         one = command(*ONE_STEP, f"backend.workers={WORKERS}")
@@ -165,7 +165,7 @@ def sweep(repeats: int) -> None:
             floors = [asked["floor-round"].run(seed)["seconds"] for seed in range(7)]
         ratios.append((six - one, sum(floors[1:])))
     beyond, floor = (list(column) for column in zip(*ratios, strict=True))
-    row("a sweep of 6 cells of one round of A, beyond the start, over the floor", beyond, floor)
+    row("a sweep of 6 runs of one round of A, beyond the start, over the floor", beyond, floor)
 
 
 JOBS: dict[str, Callable[[int], None]] = {

@@ -70,8 +70,8 @@ def test_documented_commands_compose(run_config: Callable[..., RunConfig], argum
     parsed = OverridesParser.create().parse_overrides(overrides)
     [grid] = BasicSweeper.split_arguments(parsed, None)
     assert grid
-    for cell in grid:
-        run_config(*cell)
+    for run in grid:
+        run_config(*run)
 
 
 def test_the_default_of_every_documented_key(run_config: Callable[..., RunConfig]) -> None:

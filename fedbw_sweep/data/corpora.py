@@ -15,7 +15,7 @@ from fedbw_sweep.errors import ConfigError
 def load_corpus(cfg: DataConfig) -> pd.DataFrame:
     """Read the configured corpus and mark what is held out.
 
-    The last one is kept, since every cell of a sweep asks for it: treat it as read-only. A file
+    The last one is kept, since every run of a sweep asks for it: treat it as read-only. A file
     that was edited is another corpus where `cfg` names its content.
 
     Parameters
