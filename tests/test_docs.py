@@ -29,6 +29,7 @@ from fedbw_sweep.records.schema import (
 )
 from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
+from fedbw_sweep.sweeps.grid import runs_of
 from fedbw_sweep.testing import CHECKS
 
 from .conftest import CONF, ROOT, config_of
@@ -62,16 +63,9 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", commands(README))
-def test_documented_commands_compose(run_config: Callable[..., RunConfig], arguments: str) -> None:
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
+def test_documented_commands_compose(arguments: str) -> None:
     overrides = [word for word in arguments.split() if not word.startswith(("-", ".plan"))]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    [grid] = BasicSweeper.split_arguments(parsed, None)
-    assert grid
-    for run in grid:
-        run_config(*run)
+    assert list(runs_of(overrides))
 
 
 def test_the_default_of_every_documented_key(run_config: Callable[..., RunConfig]) -> None:
