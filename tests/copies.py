@@ -44,8 +44,7 @@ def passes(copy: Path, *tests: str) -> int:
 
 def recipe(copy: Path) -> list[list[str]]:
     """Do what CONTRIBUTING says of a compressor, to the letter; return the commands it names."""
-    text = (copy / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    [chapter] = re.findall(r"^## Adding a compress.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    chapter = _chapter(copy)
     blocks = re.findall(r"<!-- (file|last row of): (\S+) -->\n```\w+\n(.*?)```", chapter, re.DOTALL)
     for kind, name, content in blocks:
         path = copy / name
@@ -54,5 +53,16 @@ def recipe(copy: Path) -> list[list[str]]:
             table, end, rest = body.partition("\n\n")
             content = head + rule + table + "\n" + content.strip() + end + rest
         path.write_text(content, encoding="utf-8")
-    [commands] = re.findall(r"<!-- then -->\n```sh\n(.*?)```", chapter, re.DOTALL)
-    return [line.split("#")[0].split() for line in commands.splitlines()]
+    return commands(copy)
+
+
+def commands(copy: Path) -> list[list[str]]:
+    """The commands that the recipe ends with."""
+    [lines] = re.findall(r"<!-- then -->\n```sh\n(.*?)```", _chapter(copy), re.DOTALL)
+    return [line.split("#")[0].split() for line in lines.splitlines()]
+
+
+def _chapter(copy: Path) -> str:
+    text = (copy / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    [chapter] = re.findall(r"^## Adding a compress.*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return str(chapter)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from fedbw_sweep.testing import CHECKS
+
 from .changes import CHANGES, apply
 from .conftest import ROOT
-from .copies import copy_of_the_repository, passes, recipe, run
+from .copies import commands, copy_of_the_repository, passes, recipe, run
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
@@ -54,6 +56,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All ten changes in one copy, and what CONTRIBUTING says to run after them."""
     folder = copy_of_the_repository(tmp_path_factory.mktemp("changed"))
     *notes, _ = recipe(folder)
+    assert all(python == ".venv/bin/python" for python, *_ in notes)
     for change in CHANGES:
         apply(change, folder)
     for _, *arguments in notes:
@@ -70,6 +73,16 @@ def test_the_suite_passes_with_all_of_them(copy: Path) -> None:
         *("report/test_spec.py", "sweeps/loggers"),
     )
     assert passes(copy, *(f"tests/{name}" for name in files)) > 250
+    assert "`toy`" in (copy / "docs" / "compression.md").read_text(encoding="utf-8")
+    assert "compression.shrink" in (copy / "docs" / "columns.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_contributing_guides_recipe_is_all_there_is_to_do(copy: Path) -> None:
+    *_, [pytest_, *contract] = commands(copy)
+    assert pytest_ == ".venv/bin/pytest"
+    assert passes(copy, *contract) >= len(CHECKS)
+    passes(copy, *(f"tests/compression/test_{name}.py" for name in ("portable", "sizes")))
 
 
 @pytest.mark.ray

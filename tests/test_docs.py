@@ -30,10 +30,8 @@ from fedbw_sweep.records.schema import (
 from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
 from fedbw_sweep.sweeps.grid import runs_of
-from fedbw_sweep.testing import CHECKS
 
 from .conftest import CONF, ROOT, config_of
-from .copies import copy_of_the_repository, passes, recipe, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COLUMNS = {
@@ -196,23 +194,6 @@ def test_every_compression_choice_is_listed() -> None:
     listed = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
     for path in (CONF / "compression").glob("*.yaml"):
         assert f"`{path.stem}`" in listed, path.stem
-
-
-@pytest.mark.slow
-def test_the_contributing_guides_recipe_is_all_there_is_to_do(tmp_path: Path) -> None:
-    copy = copy_of_the_repository(tmp_path)
-    *notes, [pytest_, *contract] = recipe(copy)
-    for python, *arguments in notes:
-        assert python == ".venv/bin/python"
-        run(copy, *arguments)
-    assert pytest_ == ".venv/bin/pytest"
-    assert passes(copy, *contract) >= len(CHECKS)
-    own = "portable", "sizes"  # of the tests of compression those of all methods
-    files = "test_docs.py", "test_imports.py", "config/test_defaults.py"
-    passes(copy, *(f"tests/compression/test_{name}.py" for name in own))
-    passes(copy, *(f"tests/{name}" for name in files))
-    assert "`toy`" in (copy / "docs" / "compression.md").read_text(encoding="utf-8")
-    assert "compression.shrink" in (copy / "docs" / "columns.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
         (*ONE, "backend=flower", "backend.workers=2"),
         (*STATELESS, "backend=flower", "backend.workers=2"),
         (*PAIR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
-        (*PAIR, "hydra/sweeper=basic", "backend.workers=1"),
+        (*ONE, "hydra/sweeper=basic", "backend.workers=1"),
     ],
     ids=["flower", "flower, stateless", "joblib", "another sweeper"],
 )

@@ -48,6 +48,7 @@ class RayBackend:
 
     def run(self, job: Job, sink: Sink) -> None:
         """See `Backend`."""
+        self.start(job.config)  # in a job of another launcher nobody has
         from flwr.app import Context, RecordDict
 
         from fedbw_sweep.backends.ray.grid import RayGrid

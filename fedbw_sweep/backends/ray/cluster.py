@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import floor
 from typing import Any
@@ -51,14 +54,17 @@ def connect(config: RunConfig, node: Node | None = None) -> None:
     if backend.address is None:
         node = node or Node(backend.workers, config.verbose, backend.start_timeout_s)
         atexit.register(_stop, node)
-        ray.init(address=node.address(), runtime_env=node.runtime_env, **quiet)
+        address = node.address()
+        with _own_handler():
+            ray.init(address=address, runtime_env=node.runtime_env, **quiet)
     else:
         environment = {"py_modules": [str(PACKAGE)]}
         try:
             host, _, port = backend.address.rpartition(":")
             if host:  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), CONNECT_S).close()
-            ray.init(address=backend.address, runtime_env=environment, **quiet)
+            with _own_handler():
+                ray.init(address=backend.address, runtime_env=environment, **quiet)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "backend.address",
@@ -75,6 +81,17 @@ def get_ready(config: RunConfig) -> None:
     gpus = client_gpus(config)
     for _ in range(worker_count(alive_nodes())):
         submit(_prepare, [config.model_dump_json(by_alias=True)], gpus=gpus)
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would abort the process with a stack trace."""
+    if threading.current_thread() is not threading.main_thread():  # there Ray sets none
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _stop(node: Node) -> None:

@@ -39,7 +39,8 @@ SOCKET_ROOM = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets
 class Node:
     """Ray with nothing but a node, until `stop` or the end of this process.
 
-    Only processes that know a random token can use it (``RAY_AUTH_MODE=token``).
+    Only processes that know a random token can use it (``RAY_AUTH_MODE=token``), unless this
+    process had imported Ray before.
 
     Parameters
     ----------
@@ -68,8 +69,9 @@ class Node:
     ) -> None:
         self.start_timeout_s = start_timeout_s
         _remove_what_the_dead_left()
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
+        if "ray" not in sys.modules:  # else it has read its environment already
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
         nursery = Nursery() if preload and sys.platform == "linux" else None
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(workers or cores()), str(int(verbose))],
@@ -165,9 +167,11 @@ def main() -> None:
         print(ray.get_runtime_context().gcs_address, flush=True)
         sys.stdin.read()
     finally:
-        for process in psutil.Process().children(recursive=True):  # ray.shutdown takes a second
+        started = psutil.Process().children(recursive=True)
+        for process in started:  # ray.shutdown takes a second
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(started, timeout=10)  # else one may write once more
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -210,7 +210,9 @@ print("joined")
 
 
 @pytest.mark.ray
-def test_who_does_not_know_the_token_is_refused() -> None:
+def test_who_does_not_know_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     own = node.Node(1, False, 300)
     try:
         address = own.address()
