@@ -142,8 +142,15 @@ def _remove_what_the_dead_left() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(ValueError, OSError):
             owner = int(folder.name.removeprefix(PREFIX).partition("-")[0])
-            if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(owner):
+            if folder.stat().st_uid == os.getuid() and not _lives(owner):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def main() -> None:
@@ -173,6 +180,7 @@ def main() -> None:
                 process.kill()
         psutil.wait_procs(started, timeout=10)  # else one may write once more
         shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)  # what Ray registers for the end would make its folder anew
 
 
 if __name__ == "__main__":
