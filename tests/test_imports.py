@@ -166,6 +166,7 @@ TESTED_BY = {
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
+    "model.architecture": "model/test_reported.py",
     "records.collect": "records/test_write.py",
     "records.find": "records/test_read.py",
     "records.labels": "report/test_spec.py",  # by the rows of tables
@@ -180,6 +181,8 @@ TESTED_BY = {
     "sweep.preflight": "test_main.py",
     "sweep.progress": "test_main.py",
     "sweep.run": "test_main.py",
+    "training.check": "training/test_reported.py",
+    "training.state": "training/test_reported.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

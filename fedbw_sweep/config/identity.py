@@ -47,6 +47,23 @@ NUMERICS = (
         "step is made in float64; FedAdam is the paper's Algorithm 2",
         lambda science: True,
     ),
+    Change(
+        4,
+        "each client and each evaluation starts from the module state that the model was built in",
+        lambda science: _remembers(science),
+    ),
+    Change(
+        5,
+        "FedProx also pulls back what a step leaves without a gradient",
+        lambda science: science.get("proximal_mu", 0) > 0 and _skips(science),
+    ),
+    Change(
+        6,
+        "trainable=bias takes biases of every name, as dense_bias, but none that never train",
+        lambda science: (
+            science.get("trainable", {}).get("name") == "bias" and _names_biases(science)
+        ),
+    ),
 )
 """Every change by design of results. A default in ``conf/`` changes only with a line here.
 
@@ -62,6 +79,53 @@ OPTIONAL = {
     for group, section in (("data", DataConfig), ("model", ModelConfig))
 }
 """Defaults of the keys that a choice's file need not have."""
+
+
+REMEMBERING = {"rwkv", "recurrent_gemma", "reformer", "big_bird"}
+"""Architectures whose modules keep more than arrays, whatever their settings."""
+
+SCALED_TO_LENGTH = {"dynamic", "longrope"}
+"""Kinds of rotary embeddings whose frequencies depend on the texts seen so far."""
+
+LEAVING_OUT = {
+    *("afmoe", "bart", "big_bird", "bigbird_pegasus", "blenderbot", "blenderbot-small"),
+    *("deepseek_v4", "ernie4_5_moe", "hrm_text", "hy_v4", "laguna", "marian", "mbart", "mvp"),
+    *("pegasus", "plbart", "roformer", "trocr", "whisper"),
+}
+"""Architectures with parameters that no step gives a gradient: attention to an encoder that is not
+there, and the like. Weight decay then shrinks them where FedProx pulls."""
+
+BIASES_OF_OTHER_NAMES = {
+    *("afmoe", "bailing_hybrid", "bamba", "beam", "cpmant", "deepseek_v4", "ernie4_5_moe"),
+    *("falcon_h1", "gpt_neox_japanese", "gpt_oss", "granitemoehybrid", "kimi_linear", "laguna"),
+    *("nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+    *("qwen4_exp_text", "recurrent_gemma", "mamba2", "xlnet", "zamba", "zamba2"),
+}
+"""Architectures with biases that are not named ``bias``."""
+
+
+def _architecture(science: Science) -> Mapping[str, Any]:
+    """Return the architecture that a run's settings list: none where it is read from a place."""
+    return science.get("model", {}).get("architecture") or {}
+
+
+def _remembers(science: Science) -> bool:
+    own = _architecture(science)
+    rotary = own.get("rope_parameters") or own.get("rope_scaling") or {}
+    each = [rotary, *(value for value in rotary.values() if isinstance(value, Mapping))]
+    kinds = {kind for rope in each for kind in (rope.get("rope_type"), rope.get("type"))}
+    return own.get("model_type") in REMEMBERING or bool(kinds & SCALED_TO_LENGTH)
+
+
+def _skips(science: Science) -> bool:
+    own = _architecture(science)
+    dropped = any(own.get(key) for key in ("layerdrop", "decoder_layerdrop"))
+    shrunk = science.get("optimizer", {}).get("weight_decay")
+    return dropped or bool(shrunk and own.get("model_type") in LEAVING_OUT)
+
+
+def _names_biases(science: Science) -> bool:
+    return _architecture(science).get("model_type") in BIASES_OF_OTHER_NAMES
 
 
 def numerics_of(science: Science) -> int:

@@ -26,6 +26,7 @@ from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.training.check import check_model, check_step
 from fedbw_sweep.training.process import pick_device
 
 Observer = Callable[[dict[str, Any]], None]
@@ -85,18 +86,24 @@ def check(alike: Sequence[RunConfig]) -> None:
     ------
     ConfigError
         If the model or the text cannot be loaded, the text has too few clients, the model has
-        nothing of what is to train, or an optimizer refuses its parameters.
+        nothing of what is to train, does not fit the text or sees ahead in it, or an optimizer
+        refuses its parameters.
     """
     config = alike[0]
     set_verbosity(config.verbose)
     pick_device(config.device)
-    model = build_model(config.model, config.seed).to("meta")  # type: ignore[arg-type]  # shapes are enough
+    model = build_model(config.model, config.seed)
     for each in alike:
-        own = copy.deepcopy(model)
-        freeze(own, each.trainable, each.seed)
         ServerStep(each.server)
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
-    federated_text(config)
+    text = federated_text(config)
+    check_model(model, config.model, text)
+    for trainable, seed in {
+        str(each.trainable): (each.trainable, each.seed) for each in alike
+    }.values():
+        own = copy.deepcopy(model)
+        freeze(own, trainable, seed)
+        check_step(own, config.model, text)
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:
