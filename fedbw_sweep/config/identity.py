@@ -171,6 +171,8 @@ def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
     offered = choice(key, section["name"]) if known else None
     defaults = {**OPTIONAL.get(key, {}), **(offered or {}), "name": groups()[key][1]}
     left_out = {"_target_"} if known else set()
+    if key == "model":
+        left_out.add("label")
     if section.get("content") is not None:
         left_out.add(PLACES[key])
     values = {name: value for name, value in section.items() if name not in left_out}
@@ -214,4 +216,19 @@ def config_columns(science: Science) -> dict[str, Any]:
             name = key if inner == "name" else f"{key}.{inner}"
             is_plain = inner_value is None or isinstance(inner_value, str | int | float | bool)
             columns[name] = inner_value if is_plain else json.dumps(inner_value, sort_keys=True)
+    if isinstance(model := science.get("model"), Mapping):
+        columns["model.label"] = model_label(model)
     return columns
+
+
+def model_label(model: Mapping[str, Any]) -> str | None:
+    """Return what stands beside a model's name for people to read.
+
+    It is the label that was given. A model of ``model=hub`` is else called by the last part of its
+    place, or by the architecture that it lists.
+    """
+    if model.get("label") is not None or model.get("name") != "hub":
+        return model.get("label")
+    if place := model.get("name_or_path"):
+        return PurePath(place).name
+    return (model.get("architecture") or {}).get("model_type")

@@ -142,9 +142,14 @@ def _named(config: ModelConfig) -> Iterator[None]:
 
 def _refuse_missing(config: ModelConfig, model: nn.Module, loaded: Mapping[str, Any]) -> None:
     """Refuse weights that lack arrays of the model; tied and derived ones are not missing."""
-    missing, other = sorted(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
-    if not missing:
+    if not loaded["missing_keys"]:
         return
+    once = {
+        name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named
+    }
+    arrays = once & model.state_dict().keys()  # what is tied counts once
+    missing = sorted(arrays & loaded["missing_keys"]) or sorted(loaded["missing_keys"])
+    other = sorted(loaded["unexpected_keys"])
     names = ", ".join(missing[:NAMED]) + (
         f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
     )
@@ -152,7 +157,7 @@ def _refuse_missing(config: ModelConfig, model: nn.Module, loaded: Mapping[str, 
     raise ConfigError(
         "model.name_or_path",
         config.name_or_path,
-        f"lacks {len(missing)} of the {len(model.state_dict())} arrays of "
+        f"lacks {len(missing)} of the {len(arrays)} arrays of "
         f"{type(model).__name__}, which would be drawn at random: {names}{instead}. Give weights "
         "that were saved from this architecture, or set model.weights=random to draw all of them",
     )

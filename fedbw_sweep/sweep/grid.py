@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
+from fedbw_sweep.config.defaults import refuse_other_names
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 
@@ -72,6 +73,8 @@ class Composer:
             config[key] = section
         OmegaConf.set_struct(config, True)
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        chosen = {key: section["name"] for key, section in sections.items()}
+        refuse_other_names(config, {**whole.hydra.runtime.choices, **chosen})
         return config
 
     def cells(self, overrides: Sequence[str]) -> Iterator[tuple[list[str], DictConfig]]:

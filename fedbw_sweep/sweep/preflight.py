@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedbw_sweep.backends.base import backend_of
+from fedbw_sweep.config.defaults import refuse_other_names
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import errors_end_the_command, message_console
@@ -43,6 +44,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the only run."""
         with errors_end_the_command():
+            refuse_other_names(config, config.hydra.runtime.choices)
             prepare([RunConfig.from_hydra(config)], "hydra.run.dir", config, here=True)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

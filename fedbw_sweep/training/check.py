@@ -61,8 +61,8 @@ def check_model(model: PreTrainedModel, config: ModelConfig, text: FederatedText
     tokens = torch.from_numpy(text.heldout[:1, :-1].astype(np.int64))
     logits = _check_length(tried, config, tokens)
     _check_rows(config, largest, logits.shape[-1])
-    _check_causal(tried, config, tokens, logits)
     _check_draws(tried, config, tokens)
+    _check_causal(tried.train(False), config, tokens, logits)
 
 
 def check_step(model: PreTrainedModel, config: ModelConfig, text: FederatedText) -> None:
