@@ -31,7 +31,7 @@ from fedbw_sweep.console import (
     today,
 )
 from fedbw_sweep.cost.network import describe, expected_round_seconds
-from fedbw_sweep.cost.prediction import EXACT, Prediction, predict
+from fedbw_sweep.cost.prediction import EXACT, Prediction, oversized, predict
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.sweep.grid import Composer
@@ -53,11 +53,14 @@ class Cell:
     config : RunConfig
     prediction : Prediction or None
         None where nothing is known of the method's size.
+    warnings : list of str
+        What of the run sends more than it need.
     """
 
     overrides: Mapping[str, str]
     config: RunConfig
     prediction: Prediction | None
+    warnings: list[str]
 
     @property
     def round_seconds(self) -> float | None:
@@ -93,7 +96,7 @@ def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[C
             for lines, composed in Composer("config").cells([*overrides, *further]):
                 config = RunConfig.from_hydra(composed)
                 given = dict(line.split("=", 1) for line in lines if "=" in line)
-                yield Cell(given, config, _predict(config, OUTPUTS / config.sweep))
+                yield Cell(given, config, *_predict(config, OUTPUTS / config.sweep))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("overrides", " ".join(overrides), str(error).splitlines()[0]) from None
 
@@ -132,11 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _predict(config: RunConfig, outputs: Path) -> Prediction | None:
+def _predict(config: RunConfig, outputs: Path) -> tuple[Prediction | None, list[str]]:
     """Predict from shapes alone; an estimate from recorded runs of the method where there are."""
     fixed = config.compression.build().fixed_size
     recorded = None if fixed else recorded_update(config, outputs)
-    return predict(config, *find_layout(config), recorded)
+    layout, frozen = find_layout(config)
+    return predict(config, layout, frozen, recorded), oversized(config, layout, frozen)
 
 
 def recorded_update(config: RunConfig, sweep_dir: Path) -> tuple[int, str] | None:
@@ -198,6 +202,8 @@ def _show(cells: list[Cell]) -> None:
             output.print(escape(text + formula(cell.config, cell.prediction)), soft_wrap=True)
     if len(cells) > FORMULAS_SHOWN:
         output.print(f"and {len(cells) - FORMULAS_SHOWN} more")
+    for warning in dict.fromkeys(warning for cell in cells for warning in cell.warnings):
+        output.print(f"[yellow]warning[/yellow]: {escape(warning)}", soft_wrap=True)
     for network in dict.fromkeys(cell.config.network for cell in cells):
         output.print(escape(describe(network)), soft_wrap=True)
 
@@ -207,6 +213,8 @@ def _why_unknown(config: RunConfig) -> str:
         return (
             f"unknown: sampling={config.sampling.name} goes by the clients' text, not loaded here"
         )
+    if config.trainable.name == "lora":
+        return "unknown: no figure for adapters with this method; run it once"
     return "unknown: run it once, or give the method expected_bytes"
 
 

@@ -64,6 +64,12 @@ NUMERICS = (
             science.get("trainable", {}).get("name") == "bias" and _names_biases(science)
         ),
     ),
+    Change(
+        7,
+        "trainable.targets=[all-linear] takes the matrices of experts, with rank rows each, and no "
+        "router",
+        lambda science: _adapts_experts(science),
+    ),
 )
 """Every change by design of results. A default in ``conf/`` changes only with a line here.
 
@@ -102,6 +108,22 @@ BIASES_OF_OTHER_NAMES = {
     *("qwen4_exp_text", "recurrent_gemma", "mamba2", "xlnet", "zamba", "zamba2"),
 }
 """Architectures with biases that are not named ``bias``."""
+
+
+WITH_EXPERTS = {
+    *("afmoe", "aria_text", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe"),
+    *("exaone_moe", "flex_olmo", "glm4_moe", "gpt_oss", "granitemoe", "granitemoehybrid"),
+    *("granitemoeshared", "hunyuan_v1_moe", "jamba", "lfm2_moe", "llama4_text", "minimax"),
+    *("minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next"),
+    *("qwen3_5_moe_text", "solar_open", "deepseek_v4", "hy_v3", "kimi_linear", "nemotron_h"),
+}
+"""Architectures that keep the matrices of a block's experts in one array."""
+
+
+def _adapts_experts(science: Science) -> bool:
+    trainable = science.get("trainable", {})
+    adapts_all = trainable.get("name") == "lora" and trainable.get("targets") == ["all-linear"]
+    return bool(adapts_all) and _architecture(science).get("model_type") in WITH_EXPERTS
 
 
 def _architecture(science: Science) -> Mapping[str, Any]:

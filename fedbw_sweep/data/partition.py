@@ -47,8 +47,8 @@ def divide(
         eligible = natural_clients(cfg, corpus)
         if num_clients > len(eligible):
             raise TooManyError(
-                f"{len(eligible)} of {corpus['client'].nunique()} natural clients have at least "
-                f"data.min_characters={cfg.min_characters} characters; lower either"
+                f"{len(eligible)} are the natural clients with at least data.min_characters="
+                f"{cfg.min_characters} characters, of {corpus['client'].nunique()}; lower either"
             )
         names = eligible[:num_clients]
         number = train["client"].map({name: i for i, name in enumerate(names)}).fillna(-1)

@@ -7,19 +7,15 @@ from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableConfig, TrainableLora
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.extras import require
-from fedbw_sweep.model.build import build_model, build_without_weights, drawn_from
+from fedbw_sweep.model.adapters import add_adapters
+from fedbw_sweep.model.build import build_model, build_without_weights
 from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.vector import frozen_parameters, layout_of
-
-ALL_LINEAR = "all-linear"
-"""peft's name for every linear layer but the output embedding."""
 
 
 def build_trainable(model: ModelConfig, trainable: TrainableConfig, seed: int) -> PreTrainedModel:
@@ -48,7 +44,7 @@ def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> Non
         If the model has nothing of what is chosen.
     """
     if isinstance(trainable, TrainableLora):
-        _add_adapters(model, trainable, seed)
+        add_adapters(model, trainable, seed)
         return
     parameters: Iterable[nn.Parameter]
     if isinstance(trainable, TrainableBlocks):
@@ -162,52 +158,3 @@ _CHOICES: dict[str, Callable[[PreTrainedModel], Iterable[nn.Parameter]]] = {
     "norm": _norms,
     "body": _body,
 }
-
-
-def _add_adapters(model: PreTrainedModel, lora: TrainableLora, seed: int) -> None:
-    """Put peft's adapters beside the targets' weights; B starts at zero, so the model is the same.
-
-    With ``freeze_a`` only B trains (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313), so that the mean
-    of clients' adapters is the adapter of their mean.
-    """
-    require("trainable", "lora")
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds: only where it is used
-
-    targets = lora.targets
-    if targets is not None and targets != [ALL_LINEAR]:
-        _check_targets(model, targets)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # as GPT-2's are
-    adapters = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is as good
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
-        fan_in_fan_out=transposed,
-    )
-    try:
-        with drawn_from(seed, "lora"):
-            inject_adapter_in_model(adapters, model)
-    except ValueError as error:  # no default for this architecture, a target of another kind
-        raise ConfigError("trainable.targets", targets, str(error)) from None
-    if lora.freeze_a:
-        for name, parameter in model.named_parameters():
-            if ".lora_A." in name:
-                parameter.requires_grad_(False)
-
-
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Refuse a name that no layer has; peft does so only if none of them is found."""
-    tied = model.get_input_embeddings().weight  # an adapter would change both uses when merged
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module.weight is not tied
-    ]
-    for target in targets:
-        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
-            named = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
-            raise ConfigError(
-                "trainable.targets",
-                targets,
-                f"{type(model).__name__} has no linear layer {target} with weights of its own; "
-                f"give [{ALL_LINEAR}], any of {named}, or null for peft's choice",
-            )

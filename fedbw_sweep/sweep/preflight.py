@@ -102,7 +102,9 @@ def prepare(cells: list[RunConfig], folder_key: str, config: DictConfig, here: b
     for cell in todo:
         drawn = cell.seed if cell.data.partition != "natural" else None
         text = str((cell.model, cell.data, cell.num_clients, cell.sequence_length, drawn))
-        different = str((cell.trainable, cell.optimizer, cell.server))
+        different = str(
+            (cell.trainable, cell.optimizer, cell.server, cell.compression, cell.downlink)
+        )
         needs.setdefault(text, {})[different] = cell
     for alike in needs.values():
         check(list(alike.values()))

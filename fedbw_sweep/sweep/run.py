@@ -14,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import nn
 
 from fedbw_sweep.backends.base import backend_of, set_verbosity
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.console import message_console
+from fedbw_sweep.cost.prediction import oversized
 from fedbw_sweep.errors import FedbwError
 from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.optimizers import ServerStep
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
+from fedbw_sweep.model.vector import frozen_parameters, layout_of
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.training.check import check_model, check_step
@@ -98,12 +102,16 @@ def check(alike: Sequence[RunConfig]) -> None:
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
     text = federated_text(config)
     check_model(model, config.model, text)
-    for trainable, seed in {
-        str(each.trainable): (each.trainable, each.seed) for each in alike
-    }.values():
+    checked, warned = set[str](), set[str]()
+    for each in alike:
         own = copy.deepcopy(model)
-        freeze(own, trainable, seed)
-        check_step(own, config.model, text)
+        freeze(own, each.trainable, each.seed)
+        warned |= {*oversized(each, layout_of(own), 4 * frozen_parameters(own))}
+        if str(each.trainable) not in checked:
+            checked.add(str(each.trainable))
+            check_step(own, config.model, text)
+    for warning in sorted(warned):
+        message_console().print(f"[yellow]warning[/yellow]: {escape(warning)}", soft_wrap=True)
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fedbw_sweep.data.tokens import Tokens
+from fedbw_sweep.model.adapters import swaps_modules
 from fedbw_sweep.model.build import drawn_from
 from fedbw_sweep.training.loss import device_of
 
@@ -43,7 +44,7 @@ def remembers(model: nn.Module, windows: Tokens) -> bool:
         with drawn_from(0, "tried", device=device_of(model)):  # one thread at a time
             answers = _answers.setdefault(model, {})
             if key not in answers:
-                answers[key] = bool(traces(model, windows[:1]))
+                answers[key] = swaps_modules(model) or bool(traces(model, windows[:1]))
     return any(answers.values())
 
 

@@ -21,9 +21,7 @@ from tests.data.texts import LENGTH, config, decoded, lines_of, text_config, to_
 
 
 def test_more_clients_than_speakers_names_the_largest_number() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^num_clients=456: at most 455: 455 of 1426 .*=2000 char"
-    ):
+    with pytest.raises(ConfigError, match=r"^num_clients=456: at most 455: .*=2000 char.*1426"):
         federate(config(), 456, LENGTH, 1, to_bytes)
     assert len(federate(config(min_characters=10_000), 135, LENGTH, 1, to_bytes).clients) == 135
 

@@ -51,7 +51,7 @@ def saved(
         (
             LLAMA,
             lambda a: {k: v for k, v in a.items() if ".layers.2." not in k},
-            r"lacks 9 of the 30 arrays .* model\.layers\.2\.",
+            r"lacks 9 of the 29 arrays .* model\.layers\.2\.",
         ),
     ],
     ids=["none", "half", "the head", "a layer"],
@@ -172,6 +172,9 @@ def described(architecture: dict[str, Any], *overrides: str) -> RunConfig:
         (OSS, ("trainable=bias",), 6),
         (JAPANESE, ("trainable=bias",), 6),
         (OSS, (), 3),
+        (OSS, ("trainable=lora", "trainable.targets=[all-linear]"), 7),
+        (OSS, ("trainable=lora",), 3),
+        (NEOX, ("trainable=lora", "trainable.targets=[all-linear]"), 3),
         (NEOX, ("trainable=bias",), 3),
         (GPT2, ("trainable=bias", "proximal_mu=0.1"), 3),
         ({"model_type": "opt", "layerdrop": 0.5}, ("proximal_mu=0.1",), 5),
