@@ -31,7 +31,7 @@ from fedbw_sweep.model.vector import frozen_parameters, layout_of
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.training.check import check_model, check_step
-from fedbw_sweep.training.process import pick_device
+from fedbw_sweep.training.process import pick_device, prepare_process
 
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
@@ -96,6 +96,7 @@ def check(alike: Sequence[RunConfig]) -> None:
     config = alike[0]
     set_verbosity(config.verbose)
     pick_device(config.device)
+    prepare_process()  # more threads would wait for each other longer than the passes take
     model = build_model(config.model, config.seed)
     for each in alike:
         ServerStep(each.server)

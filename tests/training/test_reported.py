@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from fedbw_sweep.training.evaluation import heldout_loss
 from fedbw_sweep.training.local import train
 from fedbw_sweep.training.loss import cross_entropy
 from fedbw_sweep.training.state import remembers
-from tests.conftest import config_of, refuses
+from tests.conftest import ROOT, Execute, config_of, refuses
 from tests.model.architectures import GPT2, LLAMA, NEOX
 
 SIZES = {
@@ -327,3 +329,59 @@ def test_point_12_the_plan_and_the_check_say_the_same(
     assert words in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match=words):
         check([config_of(*overrides)])
+
+
+DYNAMIC_RUN = (
+    "model.architecture.max_position_embeddings=32",
+    "+model.architecture.rope_parameters={rope_type:dynamic,factor:4.0,rope_theta:10000.0,"
+    "partial_rotary_factor:0.25}",
+)
+
+
+@pytest.mark.slow
+def test_point_4_a_run_after_another_is_the_run_alone(execute: Execute) -> None:
+    """In one process, as a sweep's workers are."""
+    length = "sequence_length=48"
+    alone = execute(*DYNAMIC_RUN, length)
+    execute(*DYNAMIC_RUN, "sequence_length=128")
+    after = execute(*DYNAMIC_RUN, length)
+    assert alone.error is None
+    assert after.summary["model_hash"] == alone.summary["model_hash"]
+    assert [row["loss"] for row in after.rounds] == [row["loss"] for row in alone.rounds]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model=tiny", "model.architecture.num_attention_heads=4,3"], "not divisible"),
+        (
+            [
+                "model=hub",
+                "model.weights=random",
+                "model.name_or_path=null",
+                "model.architecture={model_type:gpt2,n_positions:32,n_embd:8,n_layer:1,n_head:2}",
+                "sequence_length=8,64",
+            ],
+            "sequence_length=64: at most 32 with GPT2LMHeadModel",
+        ),
+    ],
+)
+def test_point_12_nothing_trains_if_a_run_of_the_sweep_cannot(
+    overrides: list[str], words: str, tmp_path: Path
+) -> None:
+    small = ["num_clients=4", "fraction_fit=0.5", "rounds=1", "local_steps=1"]
+    command = [sys.executable, "-m", "fedbw_sweep", "-m", *overrides, *small]
+    done = subprocess.run(
+        [*command, f"hydra.sweep.dir={tmp_path}/out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("*/rounds.csv"))
