@@ -84,7 +84,7 @@ def _largest_iid(texts: pd.Series[str], tokenize: Tokenize, window: int, order: 
         tokens = np.diff(upto[ends], prepend=0) - 1  # the last line of a client has no end
         if tokens.min() < window - slack:
             continue
-        doubtful = np.flatnonzero(tokens < window + slack) if slack else ()
+        doubtful = np.argsort(tokens) if slack else ()  # the first that is short ends the search
         parts = (np.sort(order[ends[i - 1] if i else 0 : ends[i]]) for i in doubtful)
         if all(len(np.asarray(tokenize("\n".join(lines[part])))) >= window for part in parts):
             return count
