@@ -28,7 +28,7 @@ from fedbw_sweep.console import (
     today,
 )
 from fedbw_sweep.cost.network import describe, expected_round_seconds
-from fedbw_sweep.cost.prediction import EXACT, Prediction, predict
+from fedbw_sweep.cost.prediction import EXACT, Prediction, oversized, predict
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.sweeps.grid import runs_of
 
@@ -49,11 +49,14 @@ class PlannedRun:
     config : RunConfig
     prediction : Prediction or None
         None where nothing is known of the method's size.
+    warnings : list of str
+        What of the run sends more than it need.
     """
 
     overrides: Mapping[str, str]
     config: RunConfig
     prediction: Prediction | None
+    warnings: list[str]
 
     @property
     def round_seconds(self) -> float | None:
@@ -85,7 +88,7 @@ def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[P
     """
     for lines, config in runs_of(overrides, config_dir):
         given = dict(line.split("=", 1) for line in lines if "=" in line)
-        yield PlannedRun(given, config, _predict(config, OUTPUTS / config.sweep))
+        yield PlannedRun(given, config, *_predict(config, OUTPUTS / config.sweep))
 
 
 def formula(config: RunConfig, prediction: Prediction) -> str:
@@ -124,11 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _predict(config: RunConfig, outputs: Path) -> Prediction | None:
+def _predict(config: RunConfig, outputs: Path) -> tuple[Prediction | None, list[str]]:
     """Predict from shapes alone; an estimate from recorded runs of the method where there are."""
     fixed = config.compression.build().fixed_size
     recorded = None if fixed else recorded_update(config, outputs)
-    return predict(config, *find_layout(config), recorded)
+    layout, frozen = find_layout(config)
+    return predict(config, layout, frozen, recorded), oversized(config, layout, frozen)
 
 
 def recorded_update(config: RunConfig, sweep_dir: Path) -> tuple[int, str] | None:
@@ -190,6 +194,8 @@ def _show(runs: list[PlannedRun]) -> None:
             output.print(escape(text + formula(run.config, run.prediction)), soft_wrap=True)
     if len(runs) > FORMULAS_SHOWN:
         output.print(f"and {len(runs) - FORMULAS_SHOWN} more")
+    for warning in dict.fromkeys(warning for run in runs for warning in run.warnings):
+        output.print(f"[yellow]warning[/yellow]: {escape(warning)}", soft_wrap=True)
     for network in dict.fromkeys(run.config.network for run in runs):
         output.print(escape(describe(network)), soft_wrap=True)
 
@@ -199,6 +205,8 @@ def _why_unknown(config: RunConfig) -> str:
         return (
             f"unknown: sampling={config.sampling.name} goes by the clients' text, not loaded here"
         )
+    if config.trainable.name == "lora":
+        return "unknown: no figure for adapters with this method; run it once"
     return "unknown: run it once, or give the method expected_bytes"
 
 

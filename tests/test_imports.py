@@ -173,6 +173,7 @@ TESTED_BY = {
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
+    "model.architecture": "model/test_reported.py",
     "records.collect": "records/test_write.py",
     "records.find": "records/test_read.py",
     "records.labels": "report/test_spec.py",  # by the rows of tables
@@ -191,6 +192,8 @@ TESTED_BY = {
     "sweeps.run": "test_main.py",
     "sweeps.sweep": "test_main.py",
     "testing": "compression/test_contract.py",
+    "training.check": "training/test_reported.py",
+    "training.state": "training/test_reported.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

@@ -42,7 +42,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["hydra/launcher=basic", "fraction_fit=0.5"],
         ["compression@downlink=int8,bf16", "compression=topk", "downlink.error_feedback=true"],
         ["trainable=lora,head", "server=fedadam", "optimizer=sgd", "backend=flower"],
-        ["model=pythia-12b,tiny", "data=text", "network=campus", "model.name=x"],
+        ["model=pythia-12b,tiny", "data=text", "network=campus", "model.label=x"],
     ],
 )
 def test_runs_are_composed_as_hydra_does(overrides: list[str]) -> None:

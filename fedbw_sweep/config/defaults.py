@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from fedbw_sweep.config.section import CONF
+from fedbw_sweep.errors import ConfigError
 
 PACKAGE = "fedbw_sweep."
 
@@ -88,6 +89,35 @@ def is_own(key: str, section: Mapping[str, Any]) -> bool:
         return True
     parts = [str(target).rpartition("."), str(today).rpartition(".")]
     return parts[0][2] == parts[1][2] and all(f"{p[0]}.".startswith(PACKAGE) for p in parts)
+
+
+def refuse_other_names(config: Mapping[str, Any], chosen: Mapping[str, str]) -> None:
+    """Refuse a choice that is called other than its file: tables would name what did not run.
+
+    Parameters
+    ----------
+    config : mapping
+        A composed config.
+    chosen : mapping of str to str
+        What was chosen for each key, which Hydra calls ``compression@downlink`` where its group has
+        another name.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key, its value and what it must be.
+    """
+    for key, (folder, _) in groups().items():
+        stem = chosen.get(key, chosen.get(f"{folder}@{key}"))
+        name = config[key].get("name") if key in config else None
+        if stem is not None and name != stem:
+            label = ", or model.label= for people to read beside it" if key == "model" else ""
+            raise ConfigError(
+                f"{key}.name",
+                name,
+                f"must be {stem}, the name of the file that is chosen; choose another with "
+                f"{key}={label}",
+            )
 
 
 def _composed(path: Path) -> dict[str, Any]:

@@ -142,6 +142,7 @@ class ModelConfig(Section):
     )
     architecture: dict[str, Any] | None
     content: str | None = None
+    label: str | None = Field(default=None, description="words for people, or null")
 
 
 class TrainablePart(Section):

@@ -47,6 +47,29 @@ NUMERICS = (
         "step is made in float64; FedAdam is the paper's Algorithm 2",
         lambda science: True,
     ),
+    Change(
+        4,
+        "each client and each evaluation starts from the module state that the model was built in",
+        lambda science: _remembers(science),
+    ),
+    Change(
+        5,
+        "FedProx also pulls back what a step leaves without a gradient",
+        lambda science: science.get("proximal_mu", 0) > 0 and _skips(science),
+    ),
+    Change(
+        6,
+        "trainable=bias takes biases of every name, as dense_bias, but none that never train",
+        lambda science: (
+            science.get("trainable", {}).get("name") == "bias" and _names_biases(science)
+        ),
+    ),
+    Change(
+        7,
+        "trainable.targets=[all-linear] takes the matrices of experts, with rank rows each, and no "
+        "router",
+        lambda science: _adapts_experts(science),
+    ),
 )
 """Every change by design of results. A default in ``conf/`` changes only with a line here.
 
@@ -66,6 +89,69 @@ OPTIONAL = {
     for group, section in (("data", DataConfig), ("model", ModelConfig))
 }
 """Defaults of the keys that a choice's file need not have."""
+
+
+REMEMBERING = {"rwkv", "recurrent_gemma", "reformer", "big_bird"}
+"""Architectures whose modules keep more than arrays, whatever their settings."""
+
+SCALED_TO_LENGTH = {"dynamic", "longrope"}
+"""Kinds of rotary embeddings whose frequencies depend on the texts seen so far."""
+
+LEAVING_OUT = {
+    *("afmoe", "bart", "big_bird", "bigbird_pegasus", "blenderbot", "blenderbot-small"),
+    *("deepseek_v4", "ernie4_5_moe", "hrm_text", "hy_v4", "laguna", "marian", "mbart", "mvp"),
+    *("pegasus", "plbart", "roformer", "trocr", "whisper"),
+}
+"""Architectures with parameters that no step gives a gradient: attention to an encoder that is not
+there, and the like. Weight decay then shrinks them where FedProx pulls."""
+
+BIASES_OF_OTHER_NAMES = {
+    *("afmoe", "bailing_hybrid", "bamba", "beam", "cpmant", "deepseek_v4", "ernie4_5_moe"),
+    *("falcon_h1", "gpt_neox_japanese", "gpt_oss", "granitemoehybrid", "kimi_linear", "laguna"),
+    *("nemotron_h", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"),
+    *("qwen4_exp_text", "recurrent_gemma", "mamba2", "xlnet", "zamba", "zamba2"),
+}
+"""Architectures with biases that are not named ``bias``."""
+
+
+WITH_EXPERTS = {
+    *("afmoe", "aria_text", "cohere2_moe", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe"),
+    *("exaone_moe", "flex_olmo", "glm4_moe", "gpt_oss", "granitemoe", "granitemoehybrid"),
+    *("granitemoeshared", "hunyuan_v1_moe", "jamba", "lfm2_moe", "llama4_text", "minimax"),
+    *("minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next"),
+    *("qwen3_5_moe_text", "solar_open", "deepseek_v4", "hy_v3", "kimi_linear", "nemotron_h"),
+}
+"""Architectures that keep the matrices of a block's experts in one array."""
+
+
+def _adapts_experts(science: Science) -> bool:
+    trainable = science.get("trainable", {})
+    adapts_all = trainable.get("name") == "lora" and trainable.get("targets") == ["all-linear"]
+    return bool(adapts_all) and _architecture(science).get("model_type") in WITH_EXPERTS
+
+
+def _architecture(science: Science) -> Mapping[str, Any]:
+    """Return the architecture that a run's settings list: none where it is read from a place."""
+    return science.get("model", {}).get("architecture") or {}
+
+
+def _remembers(science: Science) -> bool:
+    own = _architecture(science)
+    rotary = own.get("rope_parameters") or own.get("rope_scaling") or {}
+    each = [rotary, *(value for value in rotary.values() if isinstance(value, Mapping))]
+    kinds = {kind for rope in each for kind in (rope.get("rope_type"), rope.get("type"))}
+    return own.get("model_type") in REMEMBERING or bool(kinds & SCALED_TO_LENGTH)
+
+
+def _skips(science: Science) -> bool:
+    own = _architecture(science)
+    dropped = any(own.get(key) for key in ("layerdrop", "decoder_layerdrop"))
+    shrunk = science.get("optimizer", {}).get("weight_decay")
+    return dropped or bool(shrunk and own.get("model_type") in LEAVING_OUT)
+
+
+def _names_biases(science: Science) -> bool:
+    return _architecture(science).get("model_type") in BIASES_OF_OTHER_NAMES
 
 
 def numerics_of(science: Science) -> int:
@@ -111,6 +197,8 @@ def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
     offered = choice(key, section["name"]) if known else None
     defaults = {**OPTIONAL.get(key, {}), **(offered or {}), "name": groups()[key][1]}
     left_out = {"_target_"} if known else set()
+    if key == "model":
+        left_out.add("label")
     if section.get("content") is not None:
         left_out.add(PLACES[key])
     values = {name: value for name, value in section.items() if name not in left_out}
@@ -154,4 +242,19 @@ def config_columns(science: Science) -> dict[str, Any]:
             name = key if inner == "name" else f"{key}.{inner}"
             is_plain = inner_value is None or isinstance(inner_value, str | int | float | bool)
             columns[name] = inner_value if is_plain else json.dumps(inner_value, sort_keys=True)
+    if isinstance(model := science.get("model"), Mapping):
+        columns["model.label"] = model_label(model)
     return columns
+
+
+def model_label(model: Mapping[str, Any]) -> str | None:
+    """Return what stands beside a model's name for people to read.
+
+    It is the label that was given. A model of ``model=hub`` is else called by the last part of its
+    place, or by the architecture that it lists.
+    """
+    if model.get("label") is not None or model.get("name") != "hub":
+        return model.get("label")
+    if place := model.get("name_or_path"):
+        return PurePath(place).name
+    return (model.get("architecture") or {}).get("model_type")

@@ -117,8 +117,11 @@ def predict(
         None where nothing is known of a method's size, or of which clients a rule samples.
     """
     name = config.model.name
-    up = _payload(config.compression, config.upload == "update", name, layout, recorded)
-    down = _payload(config.downlink, not config.downlink.codes_weights, name, layout, None)
+    lora = config.trainable.name == "lora"
+    is_update = config.upload == "update"
+    up = _payload(config.compression, is_update, lora, name, layout, recorded)
+    is_update = not config.downlink.codes_weights
+    down = _payload(config.downlink, is_update, lora, name, layout, None)
     sampler = config.sampler(sizes)
     if up is None or down is None or not sampler.known:
         return None
@@ -141,9 +144,46 @@ def predict(
     return Prediction(models, up[0], sent, received, frozen, basis)
 
 
+def oversized(config: RunConfig, layout: Layout, frozen_bytes: int) -> list[str]:
+    """Say what of a run sends more than it need: an adapter, or a method.
+
+    Parameters
+    ----------
+    config : RunConfig
+    layout : Layout
+        The arrays that travel.
+    frozen_bytes : int
+        Bytes of what is frozen: beside adapters, the whole model.
+
+    Returns
+    -------
+    list of str
+        A sentence with both figures for each.
+    """
+    dense, said = layout.dense_bytes, []
+    if config.trainable.name == "lora" and dense > frozen_bytes:
+        said.append(
+            f"trainable=lora trains adapters of {dense:,} B, more than the {frozen_bytes:,} B of "
+            "the model beside them; lower trainable.rank, or use trainable=all"
+        )
+    for key, choice in (
+        ("compression", config.compression),
+        ("compression@downlink", config.downlink),
+    ):
+        compressor = choice.build(key)
+        sent = compressor.expected_bytes(layout) if compressor.fixed_size else None
+        if sent is not None and sent + layout.exact_bytes > dense:
+            said.append(
+                f"{key}={choice.name} sends {sent + layout.exact_bytes:,} B in a message, more "
+                f"than the {dense:,} B of the arrays themselves; none sends less"
+            )
+    return said
+
+
 def _payload(
     compression: CompressionConfig,
     is_update: bool,
+    is_adapter: bool,
     model: str,
     layout: Layout,
     recorded: tuple[int, str] | None,
@@ -157,6 +197,8 @@ def _payload(
     if recorded is not None:
         size, basis = recorded
         return size, f"estimate: {basis}"
+    if is_adapter:
+        return None  # an adapter's update is of another kind than those that were measured
     if is_update and (measured := bits_per_coordinate(compression, model)) is not None:
         bits, basis = measured
         return round(bits * layout.size / 8) + layout.exact_bytes, f"estimate: {basis}"

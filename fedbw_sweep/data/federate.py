@@ -15,8 +15,10 @@ import numpy as np
 from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.data.corpora import load_corpus
 from fedbw_sweep.data.heldout import heldout_set
-from fedbw_sweep.data.partition import check_sizes, divide
+from fedbw_sweep.data.limits import largest_number
+from fedbw_sweep.data.partition import TooManyError, check_sizes, divide
 from fedbw_sweep.data.tokens import ClientTokens, FederatedText, Tokenize
+from fedbw_sweep.errors import ConfigError
 
 
 def federate(
@@ -48,12 +50,24 @@ def federate(
     train = corpus[~corpus["heldout"]].reset_index(drop=True)
     tokens_per_record = len(heldout_tokens) / corpus["heldout"].sum()
     two_windows = math.ceil(2 * (sequence_length + 1) / max(tokens_per_record, 1))
-    names, rows = divide(cfg, corpus, train, num_clients, seed, two_windows)
     texts = train["text"].to_numpy(object)
-    clients = ClientTokens.of(
-        [np.asarray(tokenize("\n".join(texts[part])), np.int32) for part in rows]
-    )
-    check_sizes(cfg, clients, names, sequence_length)
+
+    def share(count: int) -> tuple[tuple[str, ...], ClientTokens]:
+        names, rows = divide(cfg, corpus, train, count, seed, two_windows)
+        clients = ClientTokens.of(
+            [np.asarray(tokenize("\n".join(texts[part])), np.int32) for part in rows]
+        )
+        check_sizes(cfg, clients, names, sequence_length)
+        return names, clients
+
+    try:
+        names, clients = share(num_clients)
+    except TooManyError as error:
+        window = sequence_length + 1
+        most = largest_number(cfg, corpus, train, tokenize, window, seed, share, num_clients)
+        if error.key == "data.alpha":
+            raise ConfigError(error.key, cfg.alpha, f"{error}; {most} can be had") from None
+        raise ConfigError("num_clients", num_clients, f"at most {most}: {error}") from None
     return FederatedText(
         clients=clients,
         client_names=names,

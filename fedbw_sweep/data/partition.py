@@ -17,6 +17,14 @@ from fedbw_sweep.extras import require
 from fedbw_sweep.seeding import rng_for, seed_for
 
 
+class TooManyError(Exception):
+    """More clients than can be given a window each; says why, and which setting is at fault."""
+
+    def __init__(self, why: str, key: str = "num_clients") -> None:
+        super().__init__(why)
+        self.key = key
+
+
 def divide(
     cfg: DataConfig,
     corpus: pd.DataFrame,
@@ -25,20 +33,35 @@ def divide(
     seed: int,
     min_records: int,
 ) -> tuple[tuple[str, ...], list[Rows]]:
-    """Name the clients and say which rows of `train` each one holds, in corpus order."""
+    """Name the clients and say which rows of `train` each one holds, in corpus order.
+
+    Raises
+    ------
+    TooManyError
+        If there are fewer clients, or records, than are asked for.
+    ConfigError
+        If the records lack what the partition goes by.
+    """
     names = tuple(map(str, range(num_clients)))
     if cfg.partition == "natural":
-        names = _natural_clients(cfg, corpus, num_clients)
+        eligible = natural_clients(cfg, corpus)
+        if num_clients > len(eligible):
+            raise TooManyError(
+                f"{len(eligible)} are the natural clients with at least data.min_characters="
+                f"{cfg.min_characters} characters, of {corpus['client'].nunique()}; lower either"
+            )
+        names = eligible[:num_clients]
         number = train["client"].map({name: i for i, name in enumerate(names)}).fillna(-1)
         owner = number.to_numpy(np.int64)
         by_owner = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[by_owner], np.arange(num_clients + 1))
         return names, [by_owner[start:end] for start, end in pairwise(bounds)]
     if num_clients > len(train):
-        raise ConfigError("num_clients", num_clients, f"at most {len(train)}: the training records")
+        raise TooManyError(f"there are {len(train)} training records")
     if cfg.partition == "iid":
-        rows = rng_for(seed, "partition").permutation(len(train))
-        return names, [np.sort(part) for part in np.array_split(rows, num_clients)]
+        return names, [
+            np.sort(part) for part in np.array_split(iid_order(len(train), seed), num_clients)
+        ]
     if train["label"].isna().any():
         raise ConfigError(
             "data.label_column", cfg.label_column, "dirichlet needs a label for every record"
@@ -64,17 +87,21 @@ def divide(
             warnings.simplefilter("ignore")
             parts = [partitioner.load_partition(i) for i in range(num_clients)]
     except ValueError:
-        raise ConfigError(
-            "data.alpha",
-            cfg.alpha,
+        raise TooManyError(
             f"no draw gave each of {num_clients} clients {min_records} records; "
             "raise it or lower num_clients",
+            key="data.alpha",
         ) from None
     return names, [np.sort(part[:]["row"]) for part in parts]
 
 
-def _natural_clients(cfg: DataConfig, corpus: pd.DataFrame, num_clients: int) -> tuple[str, ...]:
-    """Choose natural clients.
+def iid_order(records: int, seed: int) -> Rows:
+    """Draw the order of which each ``iid`` client gets an equal part."""
+    return rng_for(seed, "partition").permutation(records)
+
+
+def natural_clients(cfg: DataConfig, corpus: pd.DataFrame) -> tuple[str, ...]:
+    """Name the natural clients, in the order in which they are chosen.
 
     In one fixed order whatever the seed and `min_characters`, so that more clients are the same
     ones and some more, and runs that differ in their seed are paired: same people, other draws.
@@ -88,36 +115,30 @@ def _natural_clients(cfg: DataConfig, corpus: pd.DataFrame, num_clients: int) ->
         )
     order = rng_for(0, "natural clients").permutation(len(characters))
     in_order = characters.iloc[order]
-    eligible = in_order.index[in_order >= cfg.min_characters]
-    if num_clients > len(eligible):
-        raise ConfigError(
-            "num_clients",
-            num_clients,
-            f"at most {len(eligible)}: the natural clients with at least data.min_characters="
-            f"{cfg.min_characters} characters, of {len(characters)}; lower either",
-        )
-    return tuple(eligible[:num_clients])
+    return tuple(in_order.index[in_order >= cfg.min_characters])
 
 
 def check_sizes(
     cfg: DataConfig, clients: ClientTokens, names: tuple[str, ...], sequence_length: int
 ) -> None:
-    """Refuse a partition that leaves a client without a full window."""
+    """Refuse a partition that leaves a client without a full window.
+
+    Raises
+    ------
+    TooManyError
+        Naming the first such client.
+    """
     window = sequence_length + 1
     sizes = np.diff(clients.ends, prepend=0)
     if sizes.min() >= window:
         return
     short = int(np.argmax(sizes < window))
-    # Natural clients keep their order, so those before the first short one do; else a bound.
-    most = short if cfg.partition == "natural" else min(sizes.sum() // window, len(names) - 1)
     remedy = {
         "natural": "raise data.min_characters",
         "iid": "lower num_clients",
         "dirichlet": "raise data.alpha, lower num_clients",
     }[cfg.partition]
-    raise ConfigError(
-        "num_clients",
-        len(names),
-        f"at most {most}: client {names[short]} gets {sizes[short]} training tokens, fewer than "
-        f"the {window} of one window; {remedy} or lower sequence_length",
+    raise TooManyError(
+        f"client {names[short]} gets {sizes[short]} training tokens, fewer than the {window} of "
+        f"one window; {remedy} or lower sequence_length"
     )

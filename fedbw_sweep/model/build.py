@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any, cast
 
 import torch
 from hydra.utils import get_method
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,9 +25,13 @@ from transformers.utils import logging as transformers_logging
 from fedbw_sweep.config.groups import ModelConfig
 from fedbw_sweep.config.inputs import IN_PACKAGE, revision_of
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.model.architecture import refuse_unknown_keys
 from fedbw_sweep.seeding import seed_for
 
-_torch_rng = Lock()
+NAMED = 3
+"""Arrays that an error names of those that a checkpoint lacks."""
+
+_torch_rng = RLock()
 """Held while torch's global generator is seeded: runs of one sweep share the server's process."""
 
 
@@ -42,28 +48,42 @@ def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     Raises
     ------
     ConfigError
-        If the architecture or the weights cannot be loaded, saying what to do.
+        If the architecture or the weights cannot be loaded, or the weights lack arrays of the
+        model, saying what to do.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with drawn_from(seed, "weights"):
         if config.target is not None:
             return _own_model(config, config.target)
-        if config.weights == "pretrained":
-            load = AutoModelForCausalLM.from_pretrained
-            model = _from_hub(config, partial(load, dtype=torch.float32))
-        else:
-            architecture = architecture_of(config)
-            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                architecture, dtype=torch.float32
-            )
+        if config.weights == "random":
+            return _of_architecture(config)
+        load = AutoModelForCausalLM.from_pretrained
+        model, loaded = _from_hub(
+            config, partial(load, dtype=torch.float32, output_loading_info=True)
+        )
+    _refuse_missing(config, model, loaded)
     return cast(PreTrainedModel, model)
 
 
 @contextmanager
-def drawn_from(seed: int, *name: str) -> Iterator[None]:
-    """Let torch's global generator draw what is initialised in the block from a named seed."""
-    with _torch_rng, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_for(seed, *name) % 2**63)
+def drawn_from(seed: int, *name: str, device: torch.device | None = None) -> Iterator[None]:
+    """Let torch's global generators draw what is drawn in the block from a named seed.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    *name : str
+        What is drawn; see `seed_for`.
+    device : torch.device, optional
+        Where, if that may be on a GPU.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with _torch_rng, torch.random.fork_rng(devices):
+        drawn = seed_for(seed, *name) % 2**63
+        torch.default_generator.manual_seed(drawn)
+        if devices:
+            torch.cuda.manual_seed(drawn)
         yield
 
 
@@ -78,8 +98,36 @@ def build_without_weights(config: ModelConfig) -> PreTrainedModel:
     with torch.device("meta"):
         if config.target is not None:
             return _own_model(config, config.target)
+        return _of_architecture(config)
+
+
+def architecture_of(config: ModelConfig) -> Any:
+    """Return the transformers config of the model.
+
+    Raises
+    ------
+    ConfigError
+        If a key of ``model.architecture`` is unknown or its value is not allowed, or what is at
+        ``model.name_or_path`` cannot be read.
+    """
+    if config.target is not None:
+        return build_without_weights(config).config
+    if config.weights != "random" or config.architecture is None:
+        return _from_hub(config, AutoConfig.from_pretrained)
+    values = copy.deepcopy(config.architecture)  # transformers rewrites some of them in place
+    if "model_type" not in values:
+        raise ConfigError("model.architecture.model_type", None, "must name an architecture")
+    with _named(config):
+        architecture = AutoConfig.for_model(values.pop("model_type"), **values)
+    refuse_unknown_keys(architecture, config.architecture, "model.architecture")
+    return architecture
+
+
+def _of_architecture(config: ModelConfig) -> PreTrainedModel:
+    architecture = architecture_of(config)
+    with _named(config):
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            architecture_of(config), dtype=torch.float32
+            architecture, dtype=torch.float32
         )
     return cast(PreTrainedModel, model)
 
@@ -96,17 +144,42 @@ def _own_model(config: ModelConfig, target: str) -> PreTrainedModel:
     return torch.nn.Module.float(model)
 
 
-def architecture_of(config: ModelConfig) -> Any:
-    """Return the transformers config of the model."""
-    if config.target is not None:
-        return build_without_weights(config).config
-    if config.weights == "random" and config.architecture is not None:
-        values = dict(config.architecture)
-        try:
-            return AutoConfig.for_model(values.pop("model_type"), **values)
-        except (KeyError, ValueError, TypeError) as error:
-            raise ConfigError("model.architecture", config.architecture, str(error)) from None
-    return _from_hub(config, AutoConfig.from_pretrained)
+@contextmanager
+def _named(config: ModelConfig) -> Iterator[None]:
+    """Say of what transformers refuses which key it is."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # what a model's own code raises has no common base
+        key, value = "model.architecture", config.architecture
+        if config.architecture is None:
+            key, value = "model.name_or_path", config.name_or_path  # type: ignore[assignment]
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(key, value, f"{reason} Change what it names") from None
+
+
+def _refuse_missing(config: ModelConfig, model: nn.Module, loaded: Mapping[str, Any]) -> None:
+    """Refuse weights that lack arrays of the model; tied and derived ones are not missing."""
+    if not loaded["missing_keys"]:
+        return
+    once = {
+        name for named in (model.named_parameters(), model.named_buffers()) for name, _ in named
+    }
+    arrays = once & model.state_dict().keys()  # what is tied counts once
+    missing = sorted(arrays & loaded["missing_keys"]) or sorted(loaded["missing_keys"])
+    other = sorted(loaded["unexpected_keys"])
+    names = ", ".join(missing[:NAMED]) + (
+        f" and {len(missing) - NAMED} more" * (len(missing) > NAMED)
+    )
+    instead = f"; it has {', '.join(other[:NAMED])} that the model has not" if other else ""
+    raise ConfigError(
+        "model.name_or_path",
+        config.name_or_path,
+        f"lacks {len(missing)} of the {len(arrays)} arrays of "
+        f"{type(model).__name__}, which would be drawn at random: {names}{instead}. Give weights "
+        "that were saved from this architecture, or set model.weights=random to draw all of them",
+    )
 
 
 def locate(config: ModelConfig) -> dict[str, str]:

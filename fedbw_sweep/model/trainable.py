@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableConfig, TrainableLora
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.extras import require
-from fedbw_sweep.model.build import build_model, build_without_weights, drawn_from
+from fedbw_sweep.model.adapters import add_adapters
+from fedbw_sweep.model.build import build_model, build_without_weights
+from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.vector import frozen_parameters, layout_of
-
-ALL_LINEAR = "all-linear"
-"""peft's name for every linear layer but the output embedding."""
 
 
 def build_trainable(model: ModelConfig, trainable: TrainableConfig, seed: int) -> PreTrainedModel:
@@ -46,7 +44,7 @@ def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> Non
         If the model has nothing of what is chosen.
     """
     if isinstance(trainable, TrainableLora):
-        _add_adapters(model, trainable, seed)
+        add_adapters(model, trainable, seed)
         return
     parameters: Iterable[nn.Parameter]
     if isinstance(trainable, TrainableBlocks):
@@ -64,17 +62,43 @@ def freeze(model: PreTrainedModel, trainable: TrainableConfig, seed: int) -> Non
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-def shapes(config: RunConfig) -> tuple[Layout, int]:
-    """Derive the layout of what travels in a run, and the bytes of what is frozen, from shapes.
+def shapes(config: RunConfig) -> tuple[Layout, int, int | None]:
+    """Derive the layout of what travels in a run, the bytes of what is frozen, and the positions.
+
+    Where the weights lie in a folder they are loaded: which of them are tied is known from them
+    alone. Else shapes are enough.
+
+    Returns
+    -------
+    layout : Layout
+    frozen_bytes : int
+    positions : int or None
+        Rows of the model's table of positions; None where it has none.
 
     Raises
     ------
     ConfigError
-        If the architecture cannot be loaded, or has nothing of what is chosen.
+        If the model cannot be loaded, has fewer rows than there are byte tokens, or nothing of what
+        is chosen.
     """
-    model = build_without_weights(config.model)
+    given = config.model
+    if given.weights == "pretrained" and Path(given.name_or_path or "").is_dir():
+        model = build_model(given, config.seed)
+    else:
+        model = build_without_weights(given)
+    if given.weights == "random" and given.architecture is not None:
+        load_tokenizer(given)  # has a word on the vocabulary
+    positions = _positions(model)
     freeze(model, config.trainable, config.seed)
-    return layout_of(model), 4 * frozen_parameters(model)
+    return layout_of(model), 4 * frozen_parameters(model), positions
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Count the positions of which a table has a row; some tables have one or two rows more."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = model.get_input_embeddings()
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens)
+    return most if most and any(t.num_embeddings - most in (0, 1, 2) for t in tables) else None
 
 
 def _head(model: PreTrainedModel) -> Iterable[nn.Parameter]:
@@ -84,8 +108,17 @@ def _head(model: PreTrainedModel) -> Iterable[nn.Parameter]:
 
 
 def _biases(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """Choose every bias, of norms too (BitFit, Ben Zaken et al. 2022, arXiv:2106.10199)."""
-    return (p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias")
+    """Choose every bias (BitFit, Ben Zaken et al. 2022, arXiv:2106.10199).
+
+    A bias is a parameter that is added to what a layer computes. It is known by the word in its
+    name, be that ``bias``, ``dense_bias`` or ``in_proj_bias``. What the model itself never trains,
+    as some routers' corrections, stays frozen.
+    """
+    return (
+        parameter
+        for name, parameter in model.named_parameters()
+        if "bias" in name.rpartition(".")[2].split("_") and parameter.requires_grad
+    )
 
 
 def _norms(model: PreTrainedModel) -> Iterator[nn.Parameter]:
@@ -125,52 +158,3 @@ _CHOICES: dict[str, Callable[[PreTrainedModel], Iterable[nn.Parameter]]] = {
     "norm": _norms,
     "body": _body,
 }
-
-
-def _add_adapters(model: PreTrainedModel, lora: TrainableLora, seed: int) -> None:
-    """Put peft's adapters beside the targets' weights; B starts at zero, so the model is the same.
-
-    With ``freeze_a`` only B trains (FFA-LoRA, Sun et al. 2024, arXiv:2403.12313), so that the mean
-    of clients' adapters is the adapter of their mean.
-    """
-    require("trainable", "lora")
-    from peft import LoraConfig, inject_adapter_in_model  # takes seconds: only where it is used
-
-    targets = lora.targets
-    if targets is not None and targets != [ALL_LINEAR]:
-        _check_targets(model, targets)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # as GPT-2's are
-    adapters = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is as good
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
-        fan_in_fan_out=transposed,
-    )
-    try:
-        with drawn_from(seed, "lora"):
-            inject_adapter_in_model(adapters, model)
-    except ValueError as error:  # no default for this architecture, a target of another kind
-        raise ConfigError("trainable.targets", targets, str(error)) from None
-    if lora.freeze_a:
-        for name, parameter in model.named_parameters():
-            if ".lora_A." in name:
-                parameter.requires_grad_(False)
-
-
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Refuse a name that no layer has; peft does so only if none of them is found."""
-    tied = model.get_input_embeddings().weight  # an adapter would change both uses when merged
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module.weight is not tied
-    ]
-    for target in targets:
-        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
-            named = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
-            raise ConfigError(
-                "trainable.targets",
-                targets,
-                f"{type(model).__name__} has no linear layer {target} with weights of its own; "
-                f"give [{ALL_LINEAR}], any of {named}, or null for peft's choice",
-            )

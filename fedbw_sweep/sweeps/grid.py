@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedbw_sweep.config.defaults import choice, groups
+from fedbw_sweep.config.defaults import choice, groups, refuse_other_names
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import ConfigError
@@ -152,6 +152,8 @@ class Composer:
             except OmegaConfBaseException:  # Hydra says best what is wrong
                 self._composed(tuple(overrides))
                 raise
+        chosen = {key: section["name"] for key, section in own.items()}
+        refuse_other_names(config, {**composed.hydra.runtime.choices, **chosen})
         return config
 
     def grid(self, overrides: Sequence[str]) -> list[list[str]]:

@@ -43,11 +43,14 @@ class Command:
         FedbwError
             If the run failed.
         """
+        from fedbw_sweep.config.defaults import refuse_other_names
         from fedbw_sweep.config.run import RunConfig
         from fedbw_sweep.records.write import read_status
         from fedbw_sweep.sweeps.sweep import Sweep
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        runtime = HydraConfig.get().runtime
+        refuse_other_names(cfg, runtime.choices)
+        folder = Path(runtime.output_dir)
         sweep = Sweep([RunConfig.from_hydra(cfg)], folder)
         [config] = sweep.configs
         status = read_status(folder / config.run_id)

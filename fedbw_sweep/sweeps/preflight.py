@@ -78,7 +78,10 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
     for config in todo:
         drawn = config.seed if config.data.partition != "natural" else None
         text = str((config.model, config.data, config.num_clients, config.sequence_length, drawn))
-        different = str((config.trainable, config.optimizer, config.server, config.sampling))
+        methods = config.compression, config.downlink
+        different = str(
+            (config.trainable, config.optimizer, config.server, config.sampling, *methods)
+        )
         needs.setdefault(text, {})[different] = config
     for alike in needs.values():
         check(list(alike.values()))

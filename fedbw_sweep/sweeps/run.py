@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import nn
 
 from fedbw_sweep.backends.base import backend_of, set_verbosity
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
+from fedbw_sweep.console import message_console
+from fedbw_sweep.cost.prediction import oversized
 from fedbw_sweep.errors import FedbwError
 from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.optimizers import ServerStep
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
+from fedbw_sweep.model.vector import frozen_parameters, layout_of
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.training.process import pick_device
+from fedbw_sweep.training.check import check_model, check_step
+from fedbw_sweep.training.process import pick_device, prepare_process
 
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
@@ -87,21 +92,30 @@ def check(alike: Sequence[RunConfig]) -> None:
     ------
     ConfigError
         If the model or the text cannot be loaded, the text has too few clients, the model has
-        nothing of what is to train, an optimizer refuses its parameters, or a sampling rule
-        chooses what are no clients.
+        nothing of what is to train, does not fit the text or sees ahead in it, an optimizer refuses
+        its parameters, or a sampling rule chooses what are no clients.
     """
     config = alike[0]
     set_verbosity(config.verbose)
     pick_device(config.device)
-    model = build_model(config.model, config.seed).to("meta")  # type: ignore[arg-type]  # shapes are enough
+    prepare_process()  # more threads would wait for each other longer than the passes take
+    model = build_model(config.model, config.seed)
     for each in alike:
-        own = copy.deepcopy(model)
-        freeze(own, each.trainable, each.seed)
         ServerStep(each.server)
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
     text = federated_text(config)
+    check_model(model, config.model, text)
+    checked, warned = set[str](), set[str]()
     for each in alike:
         each.sampler(text.clients.sequences(each.sequence_length)).cohort(1)
+        own = copy.deepcopy(model)
+        freeze(own, each.trainable, each.seed)
+        warned |= {*oversized(each, layout_of(own), 4 * frozen_parameters(own))}
+        if str(each.trainable) not in checked:
+            checked.add(str(each.trainable))
+            check_step(own, config.model, text)
+    for warning in sorted(warned):
+        message_console().print(f"[yellow]warning[/yellow]: {escape(warning)}", soft_wrap=True)
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

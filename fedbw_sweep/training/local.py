@@ -14,6 +14,7 @@ from torch import nn
 from fedbw_sweep.data.tokens import Tokens
 from fedbw_sweep.errors import DivergenceError
 from fedbw_sweep.training.loss import cross_entropy, device_of
+from fedbw_sweep.training.state import keep_buffers, remembers, untouched
 
 ADAMW = partial(torch.optim.AdamW, fused=True)
 
@@ -76,21 +77,26 @@ def train(
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         model.train()
+        trained = untouched(model) if remembers(model, windows) else model
         trainable = [p for p in model.parameters() if p.requires_grad]
         stepper = optimizer(trainable, lr=lr)
         start = [p.detach().clone() for p in trainable] if proximal_mu else []
         for batch in _batches(windows, epochs, steps, batch_size, rng):
-            loss = cross_entropy(model, batch.to(device), reduction="mean")
+            loss = cross_entropy(trained, batch.to(device), reduction="mean")
             if not math.isfinite(loss.item()):
                 raise DivergenceError(f"loss is {loss.item()} after {len(losses)} steps; lower lr")
             losses.append(loss.item())
             stepper.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # not if this step skips all layers that train
+                loss.backward()  # type: ignore[no-untyped-call]
             for parameter, received in zip(trainable, start, strict=False):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - received, alpha=proximal_mu)
+                if parameter.grad is None:  # a layer that this step skips is pulled back as well
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.add_(parameter.detach() - received, alpha=proximal_mu)
             stepper.step()
         stepper.zero_grad()  # frees the gradients: as much memory as the model
+        if trained is not model:
+            keep_buffers(trained, model)
     return LocalTraining(float(np.mean(losses)) if losses else math.nan, len(losses))
 
 

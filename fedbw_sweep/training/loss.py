@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
+import copy
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -13,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from fedbw_sweep.model.build import drawn_from
+
 OPTIONS = nn.LinearCrossEntropyOptions(batch_chunk_size=128)
 """Tokens whose logits exist at a time. torch's own choice, one token on a CPU, is 11 times slower
 than whole logits are; 128 x 50,304 float32 logits are 26 MB."""
@@ -20,7 +20,6 @@ CHECKED_TOKENS = 8
 
 _linear: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a model's logits are a linear layer of its decoder's output, by ``model.training``."""
-_checking = Lock()
 
 
 def cross_entropy(
@@ -82,11 +81,13 @@ def has_linear_head(model: PreTrainedModel, inputs: torch.Tensor) -> bool:
     """
     if type(_head(model)) is not nn.Linear:  # nor a layer that peft or torch has wrapped
         return False
-    with _checking:
-        answers = _linear.setdefault(model, {})
-        if model.training not in answers:
-            answers[model.training] = _is_linear(model, inputs[:1, :CHECKED_TOKENS])
-        return answers[model.training]
+    answers = _linear.get(model, {})
+    if model.training not in answers:
+        with drawn_from(0, "tried"), torch.no_grad():  # one thread at a time
+            answers = _linear.setdefault(model, {})
+            if model.training not in answers:
+                answers[model.training] = _is_linear(model, inputs[:1, :CHECKED_TOKENS])
+    return answers[model.training]
 
 
 def _head(model: PreTrainedModel) -> Any:
@@ -112,22 +113,18 @@ def _is_linear(model: PreTrainedModel, inputs: torch.Tensor) -> bool:
         seen["made"] = _ramp(output)
         return seen["made"]
 
-    decoder = _decoder(model)
-    if decoder is model:
+    if _decoder(model) in (model, _head(model)):  # some call their head the decoder
         return False
-    with (
-        _restored(model, inputs.device),
-        decoder.register_forward_hook(after_decoder),
-        _head(model).register_forward_hook(after_head),
-    ):
-        seen["logits"] = model(inputs, use_cache=False).logits
-        buffers = [buffer.clone() for buffer in model.buffers()]
-    with _restored(model, inputs.device):
-        alone = decoder(inputs, use_cache=False).last_hidden_state
-        undisturbed = all(map(_equal, buffers, model.buffers()))
+    whole, alone = copy.deepcopy(model), copy.deepcopy(model)
+    _decoder(whole).register_forward_hook(after_decoder)
+    _head(whole).register_forward_hook(after_head)
+    with drawn_from(0, "tried", device=inputs.device):
+        seen["logits"] = whole(inputs, use_cache=False).logits
+    with drawn_from(0, "tried", device=inputs.device):
+        hidden = _decoder(alone)(inputs, use_cache=False).last_hidden_state
     return (
-        undisturbed
-        and _equal(seen.get("hidden"), alone, 1e-4)  # a GPU may sum in any order
+        all(map(_equal, whole.buffers(), alone.buffers()))
+        and _equal(seen.get("hidden"), hidden, 1e-4)  # a GPU may sum in any order
         and _equal(seen.get("given"), seen.get("taken"))
         and _equal(seen.get("made"), seen["logits"])
     )
@@ -143,26 +140,3 @@ def _equal(one: torch.Tensor | None, other: torch.Tensor | None, tolerance: floa
     if one is None or other is None or one.shape != other.shape:
         return False
     return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-@contextmanager
-def _restored(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Undo what a block does to buffers and random generators; keep no graph.
-
-    A model that draws nothing leaves the generators to other threads, which may be drawing.
-    """
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    devices = [device] if device.type == "cuda" else []
-    draws = any(module.training for module in model.modules())
-    try:
-        with torch.random.fork_rng(devices, enabled=draws), torch.no_grad():
-            yield
-    finally:
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer)
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)

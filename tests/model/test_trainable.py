@@ -184,7 +184,7 @@ def test_what_a_model_does_not_have_is_an_error(
         (("trainable=lora", "trainable.targets=dense"), "trainable.targets=dense: .*brackets"),
         (("trainable=lora", "trainable.targets=[1]"), r"trainable.targets.0=1: .*string"),
         (("trainable=bias", "+trainable.rank=2"), "trainable.rank=2: .*not permitted"),
-        (("trainable.name=none",), "trainable=.*'all', 'head'"),
+        (("trainable.name=none",), "trainable.name=none: must be all, .* choose another with"),
         (("initial_model=guessed",), "initial_model=guessed: .*'known' or 'sent'"),
     ],
 )
