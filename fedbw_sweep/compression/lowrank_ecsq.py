@@ -15,7 +15,7 @@ import numpy as np
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
-from fedbw_sweep.compression.ecsq import ECSQ, add_signs
+from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.factors import (
     MAX_COARSENESS,
     MAX_GAIN,
@@ -165,8 +165,10 @@ class LowRankECSQ(ECSQ):
             of_entries = contexts.of(chunk)
             width = np.minimum(np.maximum(ranks - chunk.start, 0), chunk.stop - chunk.start)
             counts = each(sides * width)
-            levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries, "factors", counts)
-            add_signs(decoder, levels, "factors", counts)
+            coded = decoder.coded(
+                len(of_entries), MAX_INTEGER, of_entries, "factors", counts, signed=True
+            )
+            levels = coded.take(len(of_entries))
             contexts.learn(levels)
             divide(levels, [part.levels[:, chunk] for part in used])
         for matrix, part in zip(matrices, used, strict=True):
