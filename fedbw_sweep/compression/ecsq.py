@@ -133,7 +133,8 @@ def _add_rows(coded: Coded, array: FloatVector, classes: NDArray[np.uint8]) -> N
         shift = SHIFT[of_block[sent] - 1][:, None]
         for columns in tiles(width):
             part = block[:, columns]
-            levels = coded.take(len(shift) * part.shape[1]).reshape(len(shift), -1)
+            shape = len(shift), part.shape[1]
+            levels = coded.take(prod(shape)).reshape(shape)
             if len(shift) == len(part):
                 part += dequantise(levels, shift)
             elif len(shift):
