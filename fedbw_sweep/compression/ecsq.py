@@ -176,8 +176,10 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
     return codes
 
 
-def _gains(codes: Ints) -> FloatVector:
-    return exp2((codes - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(np.float32)
+def _gains(codes: NDArray[np.integer[Any]]) -> FloatVector:
+    return exp2((codes.astype(np.int64) - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(
+        np.float32
+    )
 
 
 def _energy(values: FloatVector) -> float:

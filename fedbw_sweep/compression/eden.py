@@ -16,8 +16,8 @@ from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.lloyd_max import LEVELS
-from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.compression.tiles import TILE, tiles
+from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 _LARGEST_ROTATION = 4096

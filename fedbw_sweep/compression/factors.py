@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.exact import PER_OCTAVE, Integers, Multiplier, exp2, product_blocks
 from fedbw_sweep.compression.coding.tables import Symbols, run_starts
+from fedbw_sweep.compression.exact import PER_OCTAVE, Integers, Multiplier, exp2, product_blocks
 from fedbw_sweep.compression.layout import FloatVector, Ints
 from fedbw_sweep.compression.quantiser import (
     BITS,
@@ -85,8 +85,14 @@ class Factors:
 
     def unit(self, side: int) -> FloatVector:
         """Return one factor with the gains divided out."""
-        factor = dequantise(self.parts[side], self.shift[side])
-        factor *= self.shrink
+        return self._times(side, self.shrink)
+
+    def _times(self, side: int, scale: FloatVector | np.float32) -> FloatVector:
+        """Return one factor times a scale."""
+        levels, shift = self.parts[side], self.shift[side]
+        factor = np.empty(levels.shape, np.float32)
+        for rows in tiles(len(levels), size=max(1, TILE // max(1, len(shift)))):
+            np.multiply(dequantise(levels[rows], shift), scale, out=factor[rows])
         return factor
 
     def fit(self, side: int, matrix: Multiplier, scale: float) -> None:
@@ -146,8 +152,7 @@ class Factors:
 
     def product(self, across: bool) -> Iterator[tuple[tuple[slice, slice], FloatVector]]:
         """Yield the matrix in steps of the update, or its transpose, by blocks."""
-        right = dequantise(self.parts[1], self.shift[1]) * self.step
-        factors = self.unit(0), right
+        factors = self.unit(0), self._times(1, self.step)
         return product_blocks(*(factors[::-1] if across else factors))
 
 

@@ -12,6 +12,7 @@ from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
@@ -136,7 +137,7 @@ class LowRankECSQ(ECSQ):
             if is_matrix(tensor)
         ]
 
-        def each(counts: Ints | int) -> Ints:
+        def each(counts: NDArray[Any] | int) -> Ints:
             """Return the counts of matrices as those of all arrays that are not empty."""
             of_all = np.zeros(len(own), np.int64)
             of_all[own] = counts

@@ -302,7 +302,7 @@ class RandK(Compressor):
         at = 0
         for tile in tiles(layout.size):
             of_tile = kept[tile]
-            values = read(slice(at, at := at + np.count_nonzero(of_tile)))
+            values = read(slice(at, at := at + int(np.count_nonzero(of_tile))))
             if not np.isfinite(values).all():
                 raise PayloadError("a value is NaN or infinite")
             update[tile][of_tile] = np.clip(values * np.float64(gain), -limit, limit)

@@ -26,8 +26,7 @@ from fedbw_sweep.compression.layout import Ints
 from fedbw_sweep.compression.tiles import histogram, tiles
 from fedbw_sweep.errors import PayloadError
 
-
-Unsigned = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
+Unsigned = NDArray[np.unsignedinteger[Any]]
 
 
 def _dtype(bits: int) -> type[np.unsignedinteger[Any]]:
@@ -292,7 +291,7 @@ class Decoder:
         coded = Coded(values, contexts, starts)
         if signed:
             before = self._left()
-            coded.negative = self.bits(np.count_nonzero(values), 1, None)
+            coded.negative = self.bits(int(np.count_nonzero(values)), 1, None)
             if order is not None:
                 book(part, before - self._left(), _by_tensor(values > 0, order, counts))
         return coded
@@ -327,7 +326,7 @@ def _by_tensor(amounts: NDArray[Any], order: Any, counts: Ints | None) -> NDArra
     assert sizes is not None
     tensors = np.arange(len(sizes), dtype=np.int32)
     owners = np.repeat(tensors, sizes if counts is None else counts)[order]
-    return np.bincount(owners, amounts, len(sizes))
+    return np.asarray(np.bincount(owners, amounts, len(sizes)), np.float64)
 
 
 def _costs(symbols: Unsigned, sizes: Ints, bits: list[float]) -> NDArray[np.float64]:

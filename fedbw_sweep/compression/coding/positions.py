@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def _density(kept: Ints, lines: Ints) -> Ints:
     return np.where(kept > 0, 1 + floor_log2(1 + 16 * kept // lines), 0)
 
 
-def _spacing(counts: Ints, lengths: Ints) -> Ints:
+def _spacing(counts: NDArray[np.integer[Any]], lengths: Ints) -> Ints:
     """Context of a gap: by octave of its line's mean gap; lone positions have their own."""
     return floor_log2(lengths // np.maximum(counts, 1)) + np.where(counts == 1, _CLASSES // 2, 0)
 
@@ -132,9 +133,9 @@ def decode_indices(decoder: Decoder, layout: Layout, most: int) -> tuple[Ints, I
     counts = np.zeros(len(contexts), np.int32)
     for tile in tiles(len(counts)):
         used = contexts[tile] > 0
-        counts[tile][used] = coded.take(np.count_nonzero(used))
+        counts[tile][used] = coded.take(int(np.count_nonzero(used)))
     matrices = np.append(0, np.cumsum(lines))
-    kept = np.array([counts[a:b].sum(dtype=np.int64) for a, b in pairwise(matrices)])
+    kept: Ints = np.array([counts[a:b].sum(dtype=np.int64) for a, b in pairwise(matrices)])
     if kept.sum() > most:
         raise PayloadError(f"{kept.sum()} coordinates, more than the density allows")
 
@@ -148,7 +149,7 @@ def decode_indices(decoder: Decoder, layout: Layout, most: int) -> tuple[Ints, I
         contexts[at : at + len(of_tile)] = of_tile
         at += len(of_tile)
     coded = decoder.coded(len(contexts), longest, contexts, "indices", kept)
-    indices = np.empty(len(contexts), np.int32 if layout.size < 1 << 31 else np.int64)
+    indices: NDArray[Any] = np.empty(len(contexts), np.int32 if layout.size < 1 << 31 else np.int64)
     first = run_starts(rows * cols)
     at = 0
     for tile, matrix in _line_tiles(matrices):
@@ -166,7 +167,7 @@ def decode_indices(decoder: Decoder, layout: Layout, most: int) -> tuple[Ints, I
 def _line_tiles(first: Ints) -> Iterator[tuple[slice, Ints]]:
     """Yield tiles of all lines, each with the matrix of every line; matrices start at `first`."""
     for tile in tiles(int(first[-1])):
-        within = np.diff(np.clip(first, tile.start, tile.stop))
+        within: Ints = np.diff(np.clip(first, tile.start, tile.stop))
         yield tile, np.repeat(np.arange(len(within)), within)
 
 
@@ -174,10 +175,9 @@ def _in_lines(gaps: Coded, ends: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Yield line and position in it of each gap; lines have theirs up to `ends`."""
     begun = 0  # where the positions of a line go on that an earlier tile has begun
     for tile in tiles(int(ends[-1])):
-        lines = slice(
-            int(np.searchsorted(ends, tile.start, "right")), int(np.searchsorted(ends, tile.stop)) + 1
-        )
-        within = np.diff(np.clip(ends[lines], tile.start, tile.stop), prepend=tile.start)
+        first, last = np.searchsorted(ends, [tile.start + 1, tile.stop]).tolist()
+        lines = slice(first, last + 1)
+        within: Ints = np.diff(np.clip(ends[lines], tile.start, tile.stop), prepend=tile.start)
         sums = np.cumsum(gaps.take(tile.stop - tile.start) + 1, dtype=np.int64)
         before = np.append(0, sums)[run_starts(within)]
         before[0] -= begun
