@@ -167,7 +167,7 @@ def decode_indices(decoder: Decoder, layout: Layout, most: int) -> tuple[Ints, I
 def _line_tiles(first: Ints) -> Iterator[tuple[slice, Ints]]:
     """Yield tiles of all lines, each with the matrix of every line; matrices start at `first`."""
     for tile in tiles(int(first[-1])):
-        within: Ints = np.diff(np.clip(first, tile.start, tile.stop))
+        within = np.diff(np.clip(first, tile.start, tile.stop)).astype(np.int64)
         yield tile, np.repeat(np.arange(len(within)), within)
 
 
@@ -177,7 +177,8 @@ def _in_lines(gaps: Coded, ends: Ints) -> Iterator[tuple[Ints, Ints]]:
     for tile in tiles(int(ends[-1])):
         first, last = np.searchsorted(ends, [tile.start + 1, tile.stop]).tolist()
         lines = slice(first, last + 1)
-        within: Ints = np.diff(np.clip(ends[lines], tile.start, tile.stop), prepend=tile.start)
+        clipped = np.clip(ends[lines], tile.start, tile.stop)
+        within = np.diff(clipped, prepend=tile.start).astype(np.int64)
         sums = np.cumsum(gaps.take(tile.stop - tile.start) + 1, dtype=np.int64)
         before = np.append(0, sums)[run_starts(within)]
         before[0] -= begun
