@@ -17,7 +17,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import duration, errors_end_the_command, output_console
+from fedbw_sweep.console import Fitted, duration, errors_end_the_command, output_console
 from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.running import read_running
@@ -88,7 +88,7 @@ def _show(runs: pd.DataFrame, seconds_left: float) -> None:
     for run, settings, status, detail in runs.itertuples(index=False):
         table.add_row(run, escape(settings), f"[{STATES[status]}]{status}[/]", escape(detail[:120]))
     output = output_console()
-    output.print(table)
+    output.print(Fitted(table))
     counts = runs["status"].value_counts()
     said = ", ".join(f"{counts.get(state, 0)} {state}" for state in STATES)
     left = "" if math.isnan(seconds_left) else f"; about {duration(seconds_left)} left"

@@ -34,6 +34,7 @@ from fedbw_sweep.records.schema import (
     OF_STATUS,
     PARTS,
     RESULTS,
+    RESULTS_COLUMNS,
     ROUNDS,
 )
 from fedbw_sweep.records.write import read_status
@@ -165,7 +166,7 @@ def verify(
     each round's row.
     """
     config = recorded_config(run, execution)
-    from fedbw_sweep.sweep.run import (
+    from fedbw_sweep.sweeps.run import (
         execute,  # torch, Ray and Flower, only once there is work for them
     )
 
@@ -184,7 +185,8 @@ def verify(
     if why:
         parts = config.compression, config.downlink
         fixed_size = all(part.build().fixed_size for part in parts)
-        allowed = Tolerance.of(fixed_size=fixed_size)
+        renumbered = old["numerics"] != new["numerics"]
+        allowed = Tolerance.of(fixed_size=fixed_size, renumbered=renumbered)
         compared, differences = _differences(old, new, recorded, tables, allowed)
     environment: list[str] = []
     if old["environment"]:
@@ -209,7 +211,10 @@ def _differences(
     differences: list[str] = []
     if new["status"] == "failed":
         differences.append(f"the run failed this time: {new['reason'].strip().splitlines()[-1]}")
-    compared = _compare("summary", old["summary"], new["summary"], differences, tolerance)
+    later = {name for name, column in RESULTS_COLUMNS.items() if not column.required}
+    later -= old["summary"].keys()  # columns that were added after the run was recorded
+    summary = {key: value for key, value in new["summary"].items() if key not in later}
+    compared = _compare("summary", old["summary"], summary, differences, tolerance)
     for name in [name for name in tables if name in recorded]:
         if not (tolerance.bytes and name == PARTS):
             compared += _compare_tables(
@@ -279,6 +284,8 @@ def _compare(
     tolerance: Tolerance | None = None,
 ) -> int:
     names = dict.fromkeys(key for key in [*old, *new] if key not in OF_PREDICTION)
+    if name:  # later versions add columns
+        names = {key: None for key in names if key in old}
     for key in names:
         if (tolerance or Tolerance()).differ(key, old.get(key), new.get(key)):
             where = f"{name}: {key}" if name else key

@@ -28,6 +28,8 @@ from fedbw_sweep.records.schema import (
     PARTS,
     PARTS_COLUMNS,
     READ,
+    RESULTS,
+    RESULTS_COLUMNS,
     ROUNDS,
     ROUNDS_COLUMNS,
     STATES,
@@ -71,7 +73,10 @@ class RunRecord:
             text = yaml.dump(self.config.science, Dumper=yaml.CSafeDumper, sort_keys=False)
             (folder / CONFIG).write_text(text, encoding="utf-8")
             own = [name for name in ROUNDS_COLUMNS if name != "run_id"]
-            _write_csv(self.rounds, own, folder / ROUNDS)
+            rounds = ({k: v for k, v in row.items() if k != "run_id"} for row in self.rounds)
+            if unknown := self.summary.keys() - RESULTS_COLUMNS:
+                raise ValueError(f"{unknown} are no columns of {RESULTS}: see records/schema.py")
+            _write_csv(rounds, own, folder / ROUNDS)
             _write_csv(self.parts, PARTS_COLUMNS, folder / PARTS)
             _write_csv(self.timing, TIMING_COLUMNS, folder / TIMING)
             types = pa.schema([(n, ARROW[c.dtype]) for n, c in MESSAGES_COLUMNS.items()])
@@ -100,9 +105,15 @@ class RunRecord:
 
 
 def _write_csv(rows: Iterable[Mapping[str, Any]], columns: Iterable[str], path: Path) -> None:
-    """Write rows as they are; only to build a table of them takes longer than all the rest."""
+    """Write rows as they are; only to build a table of them takes longer than all the rest.
+
+    Raises
+    ------
+    ValueError
+        If a row has what is no column: it would be lost.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
-        lines = DictWriter(file, list(columns), extrasaction="ignore", lineterminator="\n")
+        lines = DictWriter(file, list(columns), lineterminator="\n")
         lines.writeheader()
         lines.writerows(rows)
 

@@ -25,8 +25,9 @@ from fedbw_sweep.compression.lowrank_ecsq import LowRankECSQ, is_matrix
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import PayloadError
+from fedbw_sweep.testing import check_decoded, damaged, layout_of
 
-from .test_contract import NAMES, VARIANTS, check_decoded, damaged, layout_of, load_compressor
+from .test_contract import NAMES, VARIANTS, load_compressor
 
 SIZES, PER_ARRAY, CONSTANT = 3, 4096, 2 << 20
 """Bytes that a decode may take: so many times the layout's float32 size, and so many an array."""

@@ -13,9 +13,10 @@ from fedbw_sweep.compression.base import Compressor, Known
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.sparse import TopK
 from fedbw_sweep.errors import PayloadError
+from fedbw_sweep.testing import gaussian, generator, layout_of
 
 from .fuzz import Tally, memory_limit, methods, read_tally, time_limit, write_tally
-from .test_contract import gaussian, generator, layout_of, load_compressor
+from .test_contract import load_compressor
 
 
 class Greedy(TopK):
