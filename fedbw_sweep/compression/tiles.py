@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedbw_sweep.compression.layout import Ints
 
-TILE = 1 << 15
+TILE = 1 << 14
 """Numbers worked on at a time."""
 
 
