@@ -26,6 +26,7 @@ ORDER = [
     "config.renames",
     "console",
     "compression.layout",
+    "compression.tiles",
     "compression.base",
     "compression.coding.ans",
     "compression.coding.tables",

@@ -108,7 +108,7 @@ class Compressor(ABC):
     - Pure: the same update, layout and generator state give the same bytes.
     - Complete: the payload holds everything `decode` needs besides the layout and what is known.
     - Hostile-safe: `decode` returns a finite float32 vector of ``layout.size`` coordinates or
-      raises `PayloadError`, and allocates no more than the layout implies.
+      raises `PayloadError`, within the memory and time that docs/compression.md states.
 
     The frame is four bytes, a CRC-32 of the layout, of the method with the parameters that differ
     from their defaults, and of what is used of `Known`, so that a payload is never decoded as
@@ -208,6 +208,8 @@ class Compressor(ABC):
         if payload[: len(frame)] != frame:
             using = f", or from another model ({', '.join(self.uses)})" if self.uses else ""
             raise PayloadError(f"payload was not made by {self!r} for this layout{using}")
+        if len(payload) > 8 * layout.size + 1024 * len(layout.floats) + (1 << 16):
+            raise PayloadError(f"{len(payload)} bytes are more than any method needs")
         update = self._decode(memoryview(payload)[len(frame) :], layout, used)
         if update.shape != (layout.size,) or update.dtype != np.float32:
             raise AssertionError(f"{self!r} decoded to {update.dtype} {update.shape}")

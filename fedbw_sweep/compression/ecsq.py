@@ -13,9 +13,10 @@ from math import frexp, inf, ldexp, log2, prod, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import Compressor, Known
-from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.decoder import Coded, Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
 from fedbw_sweep.compression.exact import PER_OCTAVE, exp2
@@ -32,6 +33,7 @@ from fedbw_sweep.compression.quantiser import (
     rate_differences,
     scale_class,
 )
+from fedbw_sweep.compression.tiles import TILE, tiles
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 
@@ -89,32 +91,54 @@ def put_levels(
         values[kept] = part - dequantise(levels, np.repeat(SHIFT[classes], length))
 
 
-def add_levels(decoder: Decoder, values: FloatVector, rows: Rows) -> None:
+def add_levels(decoder: Decoder, values: FloatVector, layout: Layout) -> None:
     """Read what `put_levels` added, and add it to `values`, in steps."""
-    once = np.ones(len(rows.first), np.int64)
+    shapes = [(prod(t.shape[:-1]), t.shape[-1] if t.shape else 1) for t in layout.filled]
+    per_array, lengths = np.array(shapes, np.int64).T
+    once = np.ones(len(shapes), np.int64)
     by_row, live = (decoder.bits(len(once), 1, "tables", once).astype(bool) for _ in range(2))
-    of_array = np.zeros(len(live), np.int64)
+    of_array = np.zeros(len(live), np.uint8)
     of_array[live] = decoder.integers(int(live.sum()), CLASSES - 1, None, "tables", once * live)
-    classes = np.where(live, of_array + 1, 0)[rows.array]
-    own = (by_row & live)[rows.array]
-    classes[own] = decoder.integers(
-        int(own.sum()), CLASSES, of_array[rows.array][own], "tables",
-        rows.per_array * (by_row & live),
+    classes = np.repeat(np.where(live, of_array + 1, 0).astype(np.uint8), per_array)
+    of_rows = by_row & live
+    own = decoder.coded(
+        int(per_array[of_rows].sum()), CLASSES, np.repeat(of_array[of_rows], per_array[of_rows]),
+        "tables", per_array * of_rows,
     )  # fmt: skip
-    sent = classes > 0
-    length, classes = rows.length[sent], classes[sent] - 1
-    contexts = np.repeat(classes.astype(np.uint8), length)
-    counts = np.add.reduceat(rows.length * sent, rows.first)
-    levels = decoder.integers(len(contexts), MAX_INTEGER, contexts, counts=counts)
-    add_signs(decoder, levels, "values", counts)
-    values[np.repeat(sent, rows.length)] += dequantise(levels, np.repeat(SHIFT[classes], length))
+    ends = np.cumsum(per_array)
+    for start, count in zip((ends - per_array)[of_rows], per_array[of_rows], strict=True):
+        for tile in tiles(int(count), int(start)):
+            classes[tile] = own.take(tile.stop - tile.start)
+    rows = np.split(classes, ends[:-1])
+    counts = lengths * [np.count_nonzero(each) for each in rows]
+    contexts = np.empty(counts.sum(), np.uint8)
+    for each, length, end, count in zip(rows, lengths, np.cumsum(counts), counts, strict=True):
+        sent = each[each > 0]
+        sent -= 1
+        contexts[end - count : end].reshape(-1, length)[:] = sent[:, None]
+    coded = decoder.coded(len(contexts), MAX_INTEGER, contexts, "values", counts, signed=True)
+    arrays = np.split(values, np.cumsum(layout.sizes)[:-1])
+    for each, array, length in zip(rows, arrays, lengths.tolist(), strict=True):
+        if each.any():
+            _add_rows(coded, array.reshape(-1, length), each)
 
 
-def add_signs(decoder: Decoder, magnitudes: Ints, part: str, counts: Ints) -> None:
-    """Read a sign for each magnitude that is not zero, and give it to it."""
-    some = np.flatnonzero(magnitudes)
-    nonzero = np.diff(np.searchsorted(some, np.cumsum(counts)), prepend=0)
-    magnitudes[some] *= 1 - 2 * decoder.bits(len(some), 1, part, nonzero)
+def _add_rows(coded: Coded, array: FloatVector, classes: NDArray[np.uint8]) -> None:
+    """Add levels to the rows of an array; class 0 stands for none, and the rest count from 1."""
+    width = array.shape[1]
+    height = max(1, TILE // width)
+    for top in range(0, len(array), height):
+        block, of_block = array[top : top + height], classes[top : top + height]
+        sent = of_block > 0
+        shift = SHIFT[of_block[sent] - 1][:, None]
+        for columns in tiles(width):
+            part = block[:, columns]
+            shape = len(shift), part.shape[1]
+            levels = coded.take(prod(shape)).reshape(shape)
+            if len(shift) == len(part):
+                part += dequantise(levels, shift)
+            elif len(shift):
+                part[sent] += dequantise(levels, shift)
 
 
 _STEP_CODES = 1 << 16
@@ -152,8 +176,10 @@ def _gain_codes(values: FloatVector, lost: FloatVector, layout: Layout) -> Ints:
     return codes
 
 
-def _gains(codes: Ints) -> FloatVector:
-    return exp2((codes - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(np.float32)
+def _gains(codes: NDArray[np.integer[Any]]) -> FloatVector:
+    return exp2((codes.astype(np.int64) - _MOST_GAIN) * (PER_OCTAVE // _MOST_GAIN)).astype(
+        np.float32
+    )
 
 
 def _energy(values: FloatVector) -> float:
@@ -303,7 +329,7 @@ class ECSQ(Compressor):
         decoder = Decoder(body)
         step = _step(decoder.uint(_STEP_CODES - 1))
         update = self._get(decoder, layout)
-        add_levels(decoder, update, Rows(layout))
+        add_levels(decoder, update, layout)
         if self.norm_correction:
             once = np.ones(len(layout.filled), np.int64)
             codes = decoder.integers(len(once), 2 * _MOST_GAIN, None, "tables", once)

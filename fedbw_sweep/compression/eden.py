@@ -16,6 +16,7 @@ from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import unit_for
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.lloyd_max import LEVELS
+from fedbw_sweep.compression.tiles import TILE, tiles
 from fedbw_sweep.compression.uniform import pack, packed_bytes, unpack
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -129,12 +130,10 @@ class Eden(Compressor):
         packed = floats_from(body[split:], packed_bytes(count, self._width), "u1").view(np.uint8)
         codes = unpack(packed, count, self._width).reshape(kept.size, columns)
         _, levels = _quantiser(self._width)
-        if self.bits < 1:
-            rotated = np.zeros((rows, columns), np.float32)
-            rotated[kept] = np.take(levels, codes)
-        else:
-            rotated = np.take(levels, codes)
-        dealt = rotated
+        dealt = np.zeros((rows, columns), np.float32)
+        for tile in tiles(kept.size, size=max(1, TILE // max(1, columns))):
+            part = kept[tile] if self.bits < 1 else tile
+            dealt[part] = np.take(levels, codes[tile])
         for sign in reversed(signs):
             dealt = hadamard(dealt)
             dealt *= sign

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbw_sweep.compression.layout import FloatVector, Ints
+from fedbw_sweep.compression.tiles import tiles
 
 Matrix = NDArray[np.float64]
 
@@ -129,8 +130,8 @@ class Multiplier:
 
 def product_blocks(
     left: NDArray[np.floating], right: NDArray[np.floating], axis: int | None = None
-) -> Iterator[tuple[slice, FloatVector]]:
-    """Yield ``left @ right.T`` as float32 by blocks of rows, each with where it is.
+) -> Iterator[tuple[tuple[slice, slice], FloatVector]]:
+    """Yield ``left @ right.T`` as float32 by blocks, each with the rows and columns it is of.
 
     Both are rounded to integers, of 23 bits if they have 65 to 128 columns and more if fewer: about
     as float32 rounds.
@@ -143,25 +144,36 @@ def product_blocks(
         1 if each row has a unit of its own, for what is small beside other rows.
     """
     bits = bits_of(left.shape[1])
-    exponents = [np.frexp(_magnitudes(factor, axis))[1] - bits for factor in (left, right)]
-    a, b = (
-        np.rint(np.multiply(factor, np.ldexp(1.0, -e).reshape(-1, 1), dtype=np.float64))
-        for factor, e in zip((left, right), exponents, strict=True)
-    )
-    units, b_units = (np.ldexp(1.0, e).reshape(-1, 1) for e in exponents)
-    rows = max(1, _BLOCK // max(1, len(right)))
-    for start in range(0, len(left), rows):
-        block = slice(start, start + rows)
-        values = a[block] @ b.T
-        if axis:
-            values *= b_units.T
-        values *= units[block] if axis else units * b_units
-        yield block, values.astype(np.float32)
+    terms = left.shape[1]
+    limits = [None if axis else _magnitudes(factor, None) for factor in (left, right)]
+    width = max(terms, _BLOCK // max(1, terms))
+    for columns in tiles(len(right), size=width):
+        b, b_units = _rounded(right[columns], bits, limits[1])
+        for rows in tiles(len(left), size=max(1, _BLOCK // len(b))):
+            a, units = _rounded(left[rows], bits, limits[0])
+            values = a @ b.T
+            if axis:
+                values *= b_units.T
+            values *= units if axis else units * b_units
+            yield (rows, columns), values.astype(np.float32)
+
+
+def _rounded(
+    factor: NDArray[np.floating], bits: int, largest: NDArray[np.float64] | None
+) -> tuple[Matrix, NDArray[np.float64]]:
+    """Return integers of so many bits and their units: each row's own, but for one largest."""
+    magnitudes = _magnitudes(factor, 1) if largest is None else largest
+    exponents = np.frexp(magnitudes)[1].reshape(-1, 1) - bits
+    integers: Matrix = np.multiply(factor, np.ldexp(1.0, -exponents), dtype=np.float64)
+    return np.rint(integers, out=integers), np.ldexp(1.0, exponents)
 
 
 def product(left: NDArray[np.floating], right: NDArray[np.floating]) -> FloatVector:
     """Return ``left @ right.T``, a unit to each row; see `product_blocks`."""
-    return np.concatenate([values for _, values in product_blocks(left, right, 1)])
+    whole = np.empty((len(left), len(right)), np.float32)
+    for block, values in product_blocks(left, right, 1):
+        whole[block] = values
+    return whole
 
 
 def orthonormal(columns: FloatVector) -> FloatVector:

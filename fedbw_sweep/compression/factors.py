@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbw_sweep.compression.coding.tables import Symbols, run_starts
 from fedbw_sweep.compression.exact import PER_OCTAVE, Integers, Multiplier, exp2, product_blocks
 from fedbw_sweep.compression.layout import FloatVector, Ints
 from fedbw_sweep.compression.quantiser import (
@@ -28,6 +29,7 @@ from fedbw_sweep.compression.quantiser import (
     quantise_to_rate,
     rate_differences,
 )
+from fedbw_sweep.compression.tiles import TILE, tiles
 
 _COARSENESS = 2.8, 3.5
 """Step of the factors in rms of the residual, where that is coarser than the step of the update.
@@ -83,8 +85,14 @@ class Factors:
 
     def unit(self, side: int) -> FloatVector:
         """Return one factor with the gains divided out."""
-        factor = dequantise(self.parts[side], self.shift[side])
-        factor *= self.shrink
+        return self._times(side, self.shrink)
+
+    def _times(self, side: int, scale: FloatVector | np.float32) -> FloatVector:
+        """Return one factor times a scale."""
+        levels, shift = self.parts[side], self.shift[side]
+        factor = np.empty(levels.shape, np.float32)
+        for rows in tiles(len(levels), size=max(1, TILE // max(1, len(shift)))):
+            np.multiply(dequantise(levels[rows], shift), scale, out=factor[rows])
         return factor
 
     def fit(self, side: int, matrix: Multiplier, scale: float) -> None:
@@ -142,10 +150,9 @@ class Factors:
             slope[moved] -= change[moved, None] * square[j]
             values[moved, j] += change[moved]
 
-    def product(self, across: bool) -> Iterator[tuple[slice, FloatVector]]:
-        """Yield the matrix in steps of the update, or its transpose, by blocks of rows."""
-        right = dequantise(self.parts[1], self.shift[1]) * self.step
-        factors = self.unit(0), right
+    def product(self, across: bool) -> Iterator[tuple[tuple[slice, slice], FloatVector]]:
+        """Yield the matrix in steps of the update, or its transpose, by blocks."""
+        factors = self.unit(0), self._times(1, self.step)
         return product_blocks(*(factors[::-1] if across else factors))
 
 
@@ -153,6 +160,11 @@ def _regular(square: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keep the inner products of unit vectors away from a singular matrix; changes them."""
     square.flat[:: len(square) + 1] += 1e-5
     return square
+
+
+def most_rank(shape: tuple[int, ...]) -> int:
+    """Return the highest rank at which factors have at most 5/4 of the matrix's entries."""
+    return min(*shape, 5 * prod(shape) // (4 * sum(shape)))
 
 
 class Spectrum:
@@ -198,11 +210,11 @@ class Spectrum:
 
     def quantise(self, scale: float, descends: bool) -> Factors:
         """Return the low-rank part of the matrix times `scale`, in steps."""
-        count = min(max(8, int(_LOOK * scale)), self.most)
+        count, most = min(max(8, int(_LOOK * scale)), self.most), most_rank(self.shape)
         while True:
             combined, rotation, values = self.leading(count)
             values = values * scale
-            above = values[: min(self.max_rank, np.count_nonzero(values > 1))]
+            above = values[: min(self.max_rank, most, np.count_nonzero(values > 1))]
             rank, coarseness = choose_rank(above, self.energy * scale**2, self.shape, descends)
             if 3 * rank < 2 * count or count == self.most:
                 break
@@ -273,13 +285,14 @@ class Contexts:
 
     def __init__(self, parts: list[Factors]) -> None:
         sides = [n for part in parts for n in part.shape]
-        self.rank = np.repeat([len(part.gain) for part in parts for _ in (0, 1)], sides)
+        self.rank = np.array([len(part.gain) for part in parts for _ in (0, 1)], np.int64)
         self.most = int(self.rank.max(initial=0))
-        self.classes = np.zeros((len(sides), self.most), np.int64)
+        self.classes = np.zeros((len(sides), self.most), np.uint8)
         for i, part in enumerate(parts):
             self.classes[2 * i : 2 * i + 2, : len(part.gain)] = part.classes
-        self.side = np.repeat(np.arange(len(sides)), sides)
-        self.energy = np.zeros(len(self.side), np.int64)  # of rows, 2**16 for each one as expected
+        self.first = np.cumsum([0, *sides])  # row that each side starts with
+        # Of rows, 2**16 for each one as expected.
+        self.energy = np.zeros(self.first[-1], np.int64)
 
     def chunks(self) -> Iterator[slice]:
         """Yield the components of each chunk."""
@@ -288,23 +301,44 @@ class Contexts:
 
     def of(self, chunk: slice) -> NDArray[np.uint8]:
         """Return the contexts of a chunk, matrix by matrix and row by row."""
-        self._width = np.clip(self.rank - chunk.start, 0, chunk.stop - chunk.start)
-        start = np.cumsum(self._width) - self._width
-        entry = np.repeat(self.side * self.most + chunk.start - start, self._width)
-        entry += np.arange(len(entry))
-        self._class = self.classes.ravel()[entry]
-        prior = 4
-        ratio = (self.energy + (prior << 16)) // ((chunk.start + prior) << 8)
-        excess = np.frexp(ratio * 181 >> 7)[1] - 9  # log2 of ratio / 256, rounded
-        expected: Ints = self._class + np.repeat(excess, self._width)
-        return np.minimum(np.maximum(expected, 0), CLASSES - 1).astype(np.uint8)
+        self._chunk = chunk
+        contexts = np.empty(self._wide() @ np.diff(self.first), np.uint8)
+        self._class = np.empty_like(contexts)
+        for rows, side, width, entries in self._tiles():
+            own = np.repeat(side * self.most + chunk.start - run_starts(width), width)
+            own += np.arange(len(own))
+            of_entries = self.classes.ravel()[own]
+            prior = 4
+            ratio = (self.energy[rows] + (prior << 16)) // ((chunk.start + prior) << 8)
+            excess = np.frexp(ratio * 181 >> 7)[1] - 9  # log2 of ratio / 256, rounded
+            expected = of_entries + np.repeat(excess, width)
+            contexts[entries] = np.minimum(np.maximum(expected, 0), CLASSES - 1)
+            self._class[entries] = of_entries
+        return contexts
 
-    def learn(self, levels: Ints) -> None:
+    def learn(self, levels: Ints | Symbols) -> None:
         """Take note of the last chunk's entries, in the same order."""
-        square = np.minimum(np.abs(levels), 1 << 15).astype(np.int64) ** 2 << 24 >> self._class
-        some = self._width > 0
-        start = (np.cumsum(self._width) - self._width)[some]
-        self.energy[some] += np.add.reduceat(square, start)
+        for rows, _, width, entries in self._tiles():
+            square = np.minimum(np.abs(levels[entries]), 1 << 15).astype(np.int64) ** 2 << 24
+            square >>= self._class[entries]
+            some = width > 0
+            self.energy[rows][some] += np.add.reduceat(square, run_starts(width)[some])
+
+    def _wide(self) -> Ints:
+        """Return how many components of the last chunk each side has."""
+        wide: Ints = np.clip(self.rank - self._chunk.start, 0, self._chunk.stop - self._chunk.start)
+        return wide
+
+    def _tiles(self) -> Iterator[tuple[slice, Ints, Ints, slice]]:
+        """Yield tiles of rows, each row's side and width, and where the tile's entries are."""
+        wide, at = self._wide(), 0
+        for rows in tiles(len(self.energy), size=max(1, TILE // int(wide.max(initial=1)))):
+            within = np.diff(np.clip(self.first, rows.start, rows.stop))
+            side = np.repeat(np.arange(len(within)), within)
+            width = wide[side]
+            entries = slice(at, at := at + int(width.sum()))
+            if entries.start < at:
+                yield rows, side, width, entries
 
 
 def levels_of(parts: list[Factors], chunk: slice = slice(None)) -> Ints:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,7 @@ class Layout:
             yield tensor, vector[start : start + tensor.size].reshape(tensor.shape)
             start += tensor.size
 
-    def count(self, positions: Ints) -> Ints:
-        """Return how many of `positions` each of `filled` has; they come tensor by tensor."""
-        return np.diff(np.searchsorted(positions, np.cumsum(self.sizes)), prepend=0)
+    def count(self, mask: NDArray[Any]) -> Ints:
+        """Return how many coordinates of each of `filled` are not zero in `mask`."""
+        parts = np.split(mask, np.cumsum(self.sizes)[:-1]) if self.size else []
+        return np.array([np.count_nonzero(part) for part in parts], np.int64)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import Compressor, Known
-from fedbw_sweep.compression.coding.decoder import Decoder
+from fedbw_sweep.compression.coding.decoder import Coded, Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.compression.tiles import histogram, tiles
 
 _COMMON = 1 << 12
 """An exponent rarer than this shares its tables of bytes with all other rare ones."""
@@ -52,21 +53,30 @@ class Lossless(Compressor):
     def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
         exponents = np.empty(layout.size, np.uint8)
-        each = iter(np.diag(layout.sizes))
-        for part in _tensors(layout, exponents):
-            if part.size:
-                part[:] = decoder.symbols(part.size, 255, counts=next(each))
-        order, groups = _by_exponent(exponents)
-        octets = np.zeros((layout.size, 4), np.uint8)
-        for group in groups:
-            counts = layout.count(order[group])
+        alone = np.zeros(len(layout.filled), np.int64)
+        own = [part for part in _tensors(layout, exponents) if part.size]
+        for number, part in enumerate(own):
+            alone[number] = part.size
+            part[:] = decoder.symbols(part.size, 255, counts=alone)
+            alone[number] = 0
+        keys = _keys(exponents)
+        counts = np.array([histogram(part) for part in _tensors(layout, keys) if part.size])
+        sizes = counts.reshape(-1, 256).sum(axis=0)
+        starts = np.cumsum(sizes) - sizes
+        rest = np.zeros((layout.size, 4), np.uint8)
+        for key in np.flatnonzero(sizes):
+            group = slice(starts[key], starts[key] + sizes[key])
             for place in range(3):
-                octets[group, place] = decoder.symbols(len(octets[group]), 255, counts=counts)
+                octets = decoder.symbols(int(sizes[key]), 255, counts=counts[:, key])
+                rest[group, place] = octets
         decoder.finish()
+        coded = Coded(rest.view("<u4").reshape(-1), keys, starts)
         bits = np.empty(layout.size, np.uint32)
-        bits[order] = octets.view("<u4").reshape(-1)
-        sign = bits & 0x800000
-        bits ^= sign ^ sign << 8 ^ exponents.astype(np.uint32) << 23
+        for tile in tiles(layout.size):
+            part = coded.take(tile.stop - tile.start).view(np.uint32)
+            sign = part & 0x800000
+            part ^= sign ^ sign << 8 ^ exponents[tile].astype(np.uint32) << 23
+            bits[tile] = part
         return bits.view(np.float32)
 
 
@@ -75,10 +85,16 @@ def _tensors(layout: Layout, values: NDArray[np.uint8]) -> list[NDArray[np.uint8
     return np.split(values, np.cumsum([tensor.size for tensor in layout.floats])[:-1])
 
 
+def _keys(exponents: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the group of each exponent: itself if it is common, else that of all rare ones."""
+    # 255 is the exponent of no finite number.
+    keys = np.where(histogram(exponents) >= _COMMON, np.arange(256), 255).astype(np.uint8)
+    of_each: NDArray[np.uint8] = keys[exponents]
+    return of_each
+
+
 def _by_exponent(exponents: NDArray[np.uint8]) -> tuple[NDArray[np.intp], list[slice]]:
     """Return an order that sorts by exponent, the rare ones last, and where each group is."""
-    common = np.bincount(exponents, minlength=256) >= _COMMON
-    # 255 is the exponent of no finite number.
-    keys = np.where(common, np.arange(256, dtype=np.uint8), np.uint8(255))[exponents]
-    ends = np.cumsum(np.bincount(keys, minlength=256)).tolist()
+    keys = _keys(exponents)
+    ends = np.cumsum(histogram(keys)).tolist()
     return np.argsort(keys, kind="stable"), [slice(a, b) for a, b in pairwise([0, *ends])]

@@ -133,7 +133,7 @@ class LowRank(Compressor):
                 continue
             factor = numbers[start + left :][:right].reshape(-1, rank)
             matrix = tensor.reshape(-1, len(factor))
-            for rows, block in product_blocks(basis.reshape(-1, rank), factor, 1):
+            for at, block in product_blocks(basis.reshape(-1, rank), factor, 1):
                 block += 0.0  # a zero may have either sign, by how a BLAS adds
-                np.clip(block, -limit, limit, out=matrix[rows])
+                np.clip(block, -limit, limit, out=matrix[at])
         return update

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
-from fedbw_sweep.compression.ecsq import ECSQ, add_signs
+from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.factors import (
     MAX_COARSENESS,
     MAX_GAIN,
@@ -25,6 +27,7 @@ from fedbw_sweep.compression.factors import (
     Spectrum,
     divide,
     levels_of,
+    most_rank,
     refine,
 )
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout, TensorSpec
@@ -49,8 +52,8 @@ def _product(part: Factors, matrix: FloatVector) -> Iterator[tuple[FloatVector, 
     """Yield blocks of a matrix as it lies in memory, each with what its factors add to it."""
     across = not matrix.flags.c_contiguous
     whole = matrix.T if across else matrix
-    for rows, block in part.product(across):
-        yield whole[rows], block
+    for at, block in part.product(across):
+        yield whole[at], block
 
 
 @dataclass(frozen=True)
@@ -123,24 +126,28 @@ class LowRankECSQ(ECSQ):
             encoder.bits(levels[levels != 0] < 0, 1)
             contexts.learn(levels)
         for matrix, part in zip(matrices, parts, strict=True):
-            for rows, block in _product(part, matrix):
-                rows -= block
+            for view, block in _product(part, matrix):
+                view -= block
 
     def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
-        values = np.zeros(layout.size, np.float32)
-        matrices = list(_matrices(values, layout))
         own = np.array([is_matrix(tensor) for tensor in layout.filled])
+        shapes = [
+            tuple(sorted((tensor.size // tensor.shape[-1], tensor.shape[-1])))
+            for tensor in layout.filled
+            if is_matrix(tensor)
+        ]
 
-        def each(counts: Ints | int) -> Ints:
+        def each(counts: NDArray[Any] | int) -> Ints:
             """Return the counts of matrices as those of all arrays that are not empty."""
             of_all = np.zeros(len(own), np.int64)
             of_all[own] = counts
             return of_all
 
-        ranks = decoder.integers(len(matrices), self.max_rank, None, "factors", each(1))
-        if any(rank > len(matrix) for rank, matrix in zip(ranks, matrices, strict=True)):
+        ranks = decoder.integers(len(shapes), self.max_rank, None, "factors", each(1))
+        if any(rank > most_rank(shape) for rank, shape in zip(ranks, shapes, strict=True)):
             raise PayloadError("a rank exceeds its matrix")
-        matrices = [matrix for matrix, rank in zip(matrices, ranks, strict=True) if rank]
+        some = ranks > 0
+        shapes = [shape for shape, rank in zip(shapes, ranks, strict=True) if rank]
         own[own] = ranks > 0
         ranks = ranks[ranks > 0]
         coarseness = decoder.integers(len(ranks), MAX_COARSENESS, None, "factors", each(1))
@@ -154,22 +161,27 @@ class LowRankECSQ(ECSQ):
         )
         gains = [np.cumsum(g) for g in np.split(gain, first[1:])] if len(ranks) else []
         used = [
-            Factors(matrix.shape, int(c), g)
-            for matrix, c, g in zip(matrices, coarseness, gains, strict=True)
+            Factors(shape, int(c), g) for shape, c, g in zip(shapes, coarseness, gains, strict=True)
         ]
         if any(part.gain[-1] < 0 for part in used):
             raise PayloadError("a singular value is out of range")
         contexts = Contexts(used)
-        sides = np.array([sum(matrix.shape) for matrix in matrices])
+        sides = np.array([sum(shape) for shape in shapes])
         for chunk in contexts.chunks():
             of_entries = contexts.of(chunk)
             width = np.minimum(np.maximum(ranks - chunk.start, 0), chunk.stop - chunk.start)
             counts = each(sides * width)
-            levels = decoder.integers(len(of_entries), MAX_INTEGER, of_entries, "factors", counts)
-            add_signs(decoder, levels, "factors", counts)
+            coded = decoder.coded(
+                len(of_entries), MAX_INTEGER, of_entries, "factors", counts, signed=True
+            )
+            levels = coded.take(len(of_entries))
             contexts.learn(levels)
             divide(levels, [part.levels[:, chunk] for part in used])
+            del coded, levels, of_entries
+        del contexts
+        values = np.zeros(layout.size, np.float32)
+        matrices = compress(_matrices(values, layout), some)
         for matrix, part in zip(matrices, used, strict=True):
-            for rows, block in _product(part, matrix):
-                rows += block
+            for view, block in _product(part, matrix):
+                view += block
         return values

@@ -10,6 +10,7 @@ import numpy as np
 from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.cast import from_bfloat16, to_bfloat16
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
+from fedbw_sweep.compression.tiles import tiles
 from fedbw_sweep.errors import ConfigError
 
 
@@ -62,12 +63,18 @@ class Sign(Compressor):
         return to_bfloat16(scales).astype("<u2").tobytes() + np.packbits(update < 0).tobytes()
 
     def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
-        groups = self._groups(layout)
-        split = 2 * groups.size
-        codes = floats_from(body[:split], groups.size, "<u2", "tables", self._scales(layout))
-        scales = from_bfloat16(codes.astype(np.uint16))
-        packed = floats_from(body[split:], -(-layout.size // 8), "u1").view(np.uint8)
-        update = np.repeat(scales, groups)
-        negative = np.unpackbits(packed, count=layout.size)
-        update.view(np.uint32)[:] ^= negative.astype(np.uint32) << 31
+        counts = self._scales(layout)
+        ends, count = np.cumsum(counts), int(counts.sum())
+        codes = floats_from(body[: 2 * count], count, "<u2", "tables", counts)
+        packed = floats_from(body[2 * count :], -(-layout.size // 8), "u1").view(np.uint8)
+        update = np.empty(layout.size, np.float32)
+        arrays = np.split(update, np.cumsum(layout.sizes)[:-1]) if layout.size else []
+        for array, end, own in zip(arrays, ends, counts, strict=True):
+            scales = from_bfloat16(codes[end - own : end].astype(np.uint16))
+            array.reshape(own, -1)[:] = scales[:, None]
+        bits = update.view(np.uint32)
+        for tile in tiles(layout.size):
+            octets = packed[tile.start // 8 : -(-tile.stop // 8)]
+            negative = np.unpackbits(octets, count=tile.stop - tile.start)
+            bits[tile] ^= negative.astype(np.uint32) << 31
         return update

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from fedbw_sweep.compression.base import Compressor, Known, floats_from
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.compression.sparse import kept_count
+from fedbw_sweep.compression.tiles import TILE, tiles
 from fedbw_sweep.errors import ConfigError, PayloadError
-
-_TILE = 1 << 16
-"""Coordinates hashed at a time: memory does not grow with the number of rows."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class CountSketch(Compressor):
         """Yield, tile by tile and row by row, where coordinates go and with which sign."""
         streams = [np.random.PCG64([self.seed, row]) for row in range(self.rows)]
         columns = np.uint64(self._columns(layout))
-        for start in range(0, layout.size, _TILE):
-            tile = slice(start, min(start + _TILE, layout.size))
+        for tile in tiles(layout.size):
             for row, stream in enumerate(streams):
                 words = stream.random_raw(tile.stop - tile.start)
                 places = (words >> np.uint64(32)) * columns >> np.uint64(32)
@@ -95,21 +92,29 @@ class CountSketch(Compressor):
         if not np.all(np.isfinite(table)):
             raise PayloadError("a counter is NaN or infinite")
         estimates = np.empty(layout.size, np.float32)
-        values = np.empty((self.rows, min(layout.size, _TILE)), np.float32)
+        values = np.empty((self.rows, min(layout.size, TILE)), np.float32)
         for tile, row, places, signs in self._hashes(layout):
             of_tile = values[:, : len(places)]
             np.multiply(table[row, places], signs, out=of_tile[row])
             if row == self.rows - 1:
                 estimates[tile] = _median(of_tile)
-        # Running sums are made in one order on every processor; other sums are not.
-        sums = np.square(table, dtype=np.float64).cumsum(axis=1)[:, -1:].sum(axis=1)
-        energy = np.median(sums)
+        energy = np.median([_energy(row) for row in table])
         estimates[np.abs(estimates) < self.significance * np.sqrt(energy / max(1, columns))] = 0
         return estimates
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _energy(counters: FloatVector) -> float:
+    """Return the sum of squares; running sums are made in one order on every processor."""
+    total = 0.0
+    for tile in tiles(len(counters)):
+        squares = np.square(counters[tile], dtype=np.float64)
+        squares[0] += total
+        total = float(squares.cumsum()[-1])
+    return total
 
 
 def _median(values: FloatVector) -> FloatVector:

@@ -6,6 +6,7 @@ A payload is the positions (see `coding.positions`) and the values, entropy code
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import isfinite, lgamma, log
@@ -19,6 +20,7 @@ from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.positions import decode_indices, encode_indices
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
+from fedbw_sweep.compression.tiles import TILE, tiles
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "sign": 1}
@@ -83,13 +85,15 @@ def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
         encoder.integers(np.rint(magnitudes * (127 / unit)).astype(np.int64))
 
 
-def _decode_values(decoder: Decoder, counts: Ints, kind: str) -> NDArray[np.floating[Any]]:
-    """Read the kept values, so many of each tensor that is not empty."""
+def _decode_values(
+    decoder: Decoder, counts: Ints, kind: str
+) -> Callable[[slice], NDArray[np.floating[Any]]]:
+    """Read the kept values, so many of each tensor that is not empty; return those of a slice."""
     count = int(counts.sum())
     if kind == "fp32":
-        return decoder.floats(count, counts=counts)
+        return decoder.floats(count, counts=counts).__getitem__
     if not count:
-        return np.zeros(0, np.float32)
+        return np.zeros(0, np.float32).__getitem__
     scale = float(decoder.floats(1, part="tables", counts=counts)[0])
     if not (isfinite(scale) and scale >= 0):
         raise PayloadError(f"{scale} is not a scale")
@@ -97,11 +101,12 @@ def _decode_values(decoder: Decoder, counts: Ints, kind: str) -> NDArray[np.floa
         relative = decoder.floats(count, "float16", counts=counts)
         if not np.all(np.abs(relative) <= 1):
             raise PayloadError("a value exceeds the largest value")
-        return relative * np.float64(scale)
-    signs = 1 - 2 * decoder.bits(count, 1, counts=counts)
+        return lambda part: relative[part] * np.float64(scale)
+    negative = decoder.bits(count, 1, counts=counts).view(np.int8)
     if kind == "sign":
-        return signs * scale
-    return signs * decoder.integers(count, 127, counts=counts) * (scale / 127)
+        return lambda part: (1 - 2 * negative[part]) * np.float64(scale)
+    magnitudes = decoder.coded(count, 127, counts=counts).values
+    return lambda part: (1 - 2 * negative[part].astype(np.int64)) * magnitudes[part] * (scale / 127)
 
 
 class _Sparse(Compressor):
@@ -130,12 +135,13 @@ class _Sparse(Compressor):
 
     def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
         decoder = Decoder(body)
-        update = np.zeros(layout.size, np.float32)
-        if update.size:
-            indices = decode_indices(decoder, layout)
-            if len(indices) > self._most(layout.size):
-                raise PayloadError(f"{len(indices)} coordinates, more than the density allows")
-            update[indices] = _decode_values(decoder, layout.count(indices), self.values)
+        update = np.zeros(0, np.float32)
+        if layout.size:
+            indices, kept = decode_indices(decoder, layout, self._most(layout.size))
+            values = _decode_values(decoder, kept, self.values)
+            update = np.zeros(layout.size, np.float32)
+            for tile in tiles(len(indices)):
+                update[indices[tile]] = values(tile)
         decoder.finish()
         return update
 
@@ -218,21 +224,22 @@ class Threshold(_Sparse):
         return np.flatnonzero((magnitudes >= self.threshold) & (magnitudes > 0))
 
 
-def random_subset(seed: int, size: int, count: int) -> Ints:
-    """Return `count` distinct indices below `size`, ascending, the same on any machine.
+def random_subset(seed: int, size: int, count: int) -> NDArray[np.bool_]:
+    """Say which of `size` are `count` drawn at random, the same on any machine.
 
     They are the first distinct ones of a stream of raw PCG-64 output, which NumPy never changes.
+    Where that is more than half, it draws those that are left out.
     """
     if 2 * count > size:
-        left_out = random_subset(seed, size, size - count)
-        return np.delete(np.arange(size), left_out)
-    draws = count
-    distinct = first = np.zeros(0, np.int64)
-    while len(distinct) < count:
-        draws += draws // 2 + 16
-        uniform = (np.random.PCG64(seed).random_raw(draws) >> np.uint64(12)) * 2.0**-52
-        distinct, first = np.unique((uniform * size).astype(np.int64), return_index=True)
-    return np.sort(distinct[np.argsort(first)[:count]])
+        return np.logical_not(left_out := random_subset(seed, size, size - count), out=left_out)
+    drawn, missing, stream = np.zeros(size, bool), count, np.random.PCG64(seed)
+    while missing:  # as many draws cannot be too many
+        uniform = (stream.random_raw(min(missing, TILE)) >> np.uint64(12)) * 2.0**-52
+        places = (uniform * size).astype(np.int64)
+        new = np.unique(places[~drawn[places]])
+        drawn[new] = True
+        missing -= len(new)
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -287,12 +294,16 @@ class RandK(Compressor):
         decoder = Decoder(body)
         count = kept_count(self.density, layout.size)
         kept = random_subset(decoder.uint((1 << 32) - 1), layout.size, count)
-        values = _decode_values(decoder, layout.count(kept), self.values)
+        read = _decode_values(decoder, layout.count(kept), self.values)
         decoder.finish()
-        if not np.isfinite(values).all():
-            raise PayloadError("a value is NaN or infinite")
         gain = layout.size / count if self.unbiased and count else 1.0
         limit = np.finfo(np.float32).max  # values that the gain takes beyond it stay there
         update = np.zeros(layout.size, np.float32)
-        update[kept] = np.clip(values * np.float64(gain), -limit, limit)
+        at = 0
+        for tile in tiles(layout.size):
+            of_tile = kept[tile]
+            values = read(slice(at, at := at + int(np.count_nonzero(of_tile))))
+            if not np.isfinite(values).all():
+                raise PayloadError("a value is NaN or infinite")
+            update[tile][of_tile] = np.clip(values * np.float64(gain), -limit, limit)
         return update

@@ -14,6 +14,7 @@ from fedbw_sweep.compression.cast import from_bfloat16
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.compression.tiles import tiles
 from fedbw_sweep.errors import ConfigError
 
 _TILE = 1 << 18
@@ -193,7 +194,10 @@ class QSGD(Compressor):
         decoder = Decoder(body[2 * buckets :])
         symbols = decoder.symbols(layout.size, 2 * self.levels)
         decoder.finish()
-        update = np.where(symbols & 1, symbols + 1, -symbols).astype(np.float32)
+        update = np.empty(layout.size, np.float32)
+        for tile in tiles(layout.size):
+            part = symbols[tile].astype(np.int32)
+            update[tile] = np.where(part & 1, part + 1, -part)
         update *= np.float32(0.5)
         _per_block(update, steps, self.bucket, out=update)
         return update

@@ -67,7 +67,7 @@ def client_app(job: Job, tokens: ClientTokens | None = None) -> ClientApp:
         arrays = message.content.array_records[ARRAYS]
         if instruction.get(FROZEN):
             arrays = _without_frozen(arrays, model)
-        received, exact = _receive(config, arrays, layout, context)
+        received, exact = _receive(config, arrays, layout, context, server_round)
         write_arrays(model, received, exact)
         started = time.perf_counter()
         training = train(
@@ -104,7 +104,7 @@ def client_app(job: Job, tokens: ClientTokens | None = None) -> ClientApp:
 
 
 def _receive(
-    config: RunConfig, arrays: ArrayRecord, layout: Layout, context: Context
+    config: RunConfig, arrays: ArrayRecord, layout: Layout, context: Context, server_round: int
 ) -> tuple[FloatVector, bytes]:
     """Decode the model; where updates to it are sent, this client's state holds it in between."""
     compressor = config.downlink.build("downlink")
@@ -116,7 +116,8 @@ def _receive(
         model = np.asarray(unpack_state(held)["model"], np.float32)
     elif config.initial_model == "known":
         model = initial_vector(config)
-    received = rebuild(payload, model, compressor, layout)
+    rounds = min(server_round, config.rounds) - 1
+    received = rebuild(payload, model, compressor, layout, rounds)
     context.state["model"] = pack_state({"model": received})
     return received, bytes(exact)
 

@@ -130,7 +130,8 @@ class Differences:
         payload, self.compressor_state = encode_with_state(
             self.compressor, difference, self.layout, rng, self.compressor_state
         )
-        self.held = _updated(self.held, payload, self.compressor, self.layout)
+        decoded = self.compressor.decode(payload, self.layout)
+        self.held = _add(self.held, decoded, out=decoded)
         self.version += 1
         self.updates.append(LENGTH.pack(len(payload)) + payload)
         while sum(map(len, self.updates)) > 4 * self.layout.size:
@@ -172,7 +173,11 @@ class Differences:
 
 
 def rebuild(
-    payload: memoryview, held: FloatVector | None, compressor: Compressor, layout: Layout
+    payload: memoryview,
+    held: FloatVector | None,
+    compressor: Compressor,
+    layout: Layout,
+    rounds: int,
 ) -> FloatVector:
     """Make the client's model of what `Differences` sent, and check that it is the server's.
 
@@ -186,6 +191,8 @@ def rebuild(
         The server's.
     layout : Layout
         The arrays that travel.
+    rounds : int
+        Rounds before this one: there have been no more updates.
 
     Returns
     -------
@@ -195,7 +202,8 @@ def rebuild(
     Raises
     ------
     PayloadError
-        If the payload is damaged, or the outcome is not, bit by bit, what the server says.
+        If the payload is damaged, holds more updates than there may be, or the outcome is not, bit
+        by bit, what the server says.
     """
     if len(payload) < HEADER.size:
         raise PayloadError(f"{len(payload)} bytes hold no header")
@@ -207,25 +215,33 @@ def rebuild(
         raise PayloadError(f"{count} updates to a model that this client does not hold")
     else:
         model = held.copy()
-        for _ in range(count):
-            if len(rest) < LENGTH.size:
-                raise PayloadError(f"fewer than {count} updates")
-            [length] = LENGTH.unpack_from(rest)
-            update, rest = rest[LENGTH.size :][:length], rest[LENGTH.size :][length:]
-            model = _updated(model, update, compressor, layout)
-        if len(rest):
-            raise PayloadError(f"{len(rest)} bytes after {count} updates")
+        for update in _updates(rest, count, rounds):
+            _add(model, compressor.decode(update, layout), out=model)
     if zlib.crc32(model.data) != checksum:
         raise PayloadError("the model rebuilt from the server's updates is not the server's")
     return model
 
 
-def _updated(
-    model: FloatVector, payload: bytes | memoryview, compressor: Compressor, layout: Layout
-) -> FloatVector:
+def _updates(body: memoryview, count: int, rounds: int) -> list[memoryview]:
+    """Return the updates that a body holds: so many, and no more than there were rounds before."""
+    if not 0 <= count <= rounds:
+        raise PayloadError(f"{count} updates, where there have been at most {rounds}")
+    updates = []
+    for _ in range(count):
+        if len(body) < LENGTH.size:
+            raise PayloadError(f"fewer than {count} updates")
+        [length] = LENGTH.unpack_from(body)
+        updates.append(body[LENGTH.size :][:length])
+        body = body[LENGTH.size :][length:]
+    if len(body):
+        raise PayloadError(f"{len(body)} bytes after {count} updates")
+    return updates
+
+
+def _add(model: FloatVector, update: FloatVector, out: FloatVector) -> FloatVector:
     """Add one update; both ends do it here, so that they round alike."""
     with np.errstate(over="ignore"):
-        model = model + compressor.decode(payload, layout)
-    if not all_finite(model):
+        np.add(model, update, out=out)
+    if not all_finite(out):
         raise DivergenceError("the model that clients hold is not finite; lower lr")
-    return model
+    return out

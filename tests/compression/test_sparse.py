@@ -140,11 +140,11 @@ def test_random_subsets_are_uniform_and_the_same_everywhere() -> None:
     counts = np.zeros(10)
     for seed in range(3000):
         subset = random_subset(seed, 10, 4)
-        assert len(set(subset.tolist())) == 4
-        counts[subset] += 1
+        assert np.count_nonzero(subset) == 4
+        counts += subset
     assert np.all(np.abs(counts - 1200) < 5 * np.sqrt(3000 * 0.4 * 0.6))
     for count in (0, 1, 9, 10):
-        assert len(random_subset(7, 10, count)) == count
+        assert np.count_nonzero(random_subset(7, 10, count)) == count
 
 
 def test_more_positions_than_the_density_allows_are_refused() -> None:

@@ -98,7 +98,7 @@ def test_what_a_client_rebuilds_is_the_exchanges_record(
             payload = memoryview(end.payload_for(client))
             assert payload[-24:] == exact
             if isinstance(end, Differences):
-                rebuilt = rebuild(payload[:-24], held[client], method, layout)
+                rebuilt = rebuild(payload[:-24], held[client], method, layout, server_round - 1)
                 assert rebuilt.tobytes() == end.held.tobytes()
                 if client in replying:
                     held[client] = rebuilt
@@ -192,7 +192,7 @@ def rebuilt_size(end: Differences, client: int, method: Any, layout: Layout) -> 
     payload = memoryview(end.payload_for(client))[:-24]
     if HEADER.unpack_from(payload)[1] >= 0:
         return True
-    return rebuild(payload, None, method, layout).tobytes() == end.held.tobytes()
+    return rebuild(payload, None, method, layout, 0).tobytes() == end.held.tobytes()
 
 
 def test_only_updates_that_may_be_sent_are_kept() -> None:
@@ -232,6 +232,8 @@ def test_error_feedback_brings_clients_to_the_model() -> None:
         (lambda sent: sent[: HEADER.size], "fewer than 2 updates"),
         (lambda sent: bytes([sent[0] ^ 1]) + sent[1:], "is not the server's"),
         (lambda sent: HEADER.pack(zlib.crc32(b""), 7) + sent[8:], "fewer than 7 updates"),
+        (lambda sent: HEADER.pack(zlib.crc32(b""), 8) + sent[8:], "8 updates, .* at most 7"),
+        (lambda sent: HEADER.pack(zlib.crc32(b""), -2) + sent[8:], "-2 updates"),
         (lambda sent: HEADER.pack(0, -1) + sent[8:], "expected 9748 bytes"),
         (lambda sent: sent[:8] + LENGTH.pack(2**63) + sent[16:], "."),
     ],
@@ -244,13 +246,13 @@ def test_damaged_updates_are_refused(damage: Callable[[bytes], bytes], words: st
     for server_round, model in enumerate((start, start + 1, start + 2), 1):
         end.prepare(server_round, model, b"")
     sent = end.payload_for(0)
-    assert rebuild(memoryview(sent), start, method, layout).tobytes() == end.held.tobytes()
+    assert rebuild(memoryview(sent), start, method, layout, 2).tobytes() == end.held.tobytes()
     with pytest.raises(PayloadError, match=words):
-        rebuild(memoryview(damage(sent)), start, method, layout)
+        rebuild(memoryview(damage(sent)), start, method, layout, 7)
     with pytest.raises(PayloadError, match="2 updates to a model that this client does not hold"):
-        rebuild(memoryview(sent), None, method, layout)
+        rebuild(memoryview(sent), None, method, layout, 2)
     with pytest.raises(PayloadError, match="is not the server's"):
-        rebuild(memoryview(sent), start + 1, method, layout)
+        rebuild(memoryview(sent), start + 1, method, layout, 2)
 
 
 FIXED = sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import log2
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedbw_sweep.compression.coding.ans import AnsCoder, uniform
 from fedbw_sweep.compression.coding.tables import (
     MAX_SYMBOL,
     OCTAVES,
-    Symbols,
+    TOKEN_BASES,
     by_context,
     geometric,
     laplace,
@@ -22,7 +23,62 @@ from fedbw_sweep.compression.coding.tables import (
     tokenise,
 )
 from fedbw_sweep.compression.layout import Ints
+from fedbw_sweep.compression.tiles import histogram, tiles
 from fedbw_sweep.errors import PayloadError
+
+Unsigned = NDArray[np.unsignedinteger[Any]]
+
+
+def _dtype(bits: int) -> type[np.unsignedinteger[Any]]:
+    """Return the smallest type of so many bits, at most 32."""
+    return np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
+
+
+class Coded:
+    """Integers as they were read, context by context; `take` returns them in their own order.
+
+    So that hostile counts cost no more than they must, an integer takes no more bytes than its
+    limit needs, and is put in order only where it is used.
+
+    Attributes
+    ----------
+    values : ndarray of unsigned integers, shape (n,)
+        The integers, all of context 0 first.
+    negative : ndarray of uint8, optional
+        Whether each is negative, in their own order and of those that are not zero.
+    """
+
+    def __init__(self, values: Unsigned, contexts: NDArray[Any] | None, starts: Ints) -> None:
+        self.values = values
+        self._contexts, self._next, self._at = contexts, starts, 0
+        self.negative: Unsigned | None = None
+        self._signs = 0
+
+    def take(self, count: int) -> NDArray[np.int32]:
+        """Return the next `count` integers with their signs."""
+        taken = np.empty(count, np.int32)
+        for tile in tiles(count):
+            self._take(taken[tile])
+        return taken
+
+    def _take(self, out: NDArray[np.int32]) -> None:
+        start = self._at
+        self._at += len(out)
+        if self._contexts is None:
+            out[:] = self.values[start : self._at]
+        else:
+            contexts = self._contexts[start : self._at]
+            ends = self._next + np.bincount(contexts, minlength=len(self._next))
+            used = np.flatnonzero(ends > self._next)
+            runs = zip(self._next[used].tolist(), ends[used].tolist(), strict=True)
+            order = np.argsort(contexts, kind="stable")
+            out[order] = np.concatenate([self.values[a:b] for a, b in runs])
+            self._next = ends
+        if self.negative is not None:
+            some = np.flatnonzero(out)
+            negative = self.negative[self._signs : self._signs + len(some)]
+            self._signs += len(some)
+            out[some] *= 1 - 2 * negative.view(np.int8)
 
 
 class Decoder:
@@ -45,8 +101,9 @@ class Decoder:
     def __init__(self, data: memoryview) -> None:
         if len(data) and data[-1] == 0:
             raise PayloadError("the entropy-coded stream ends in a zero byte")
-        words = np.frombuffer(bytes(data) + b"\0" * (-len(data) % 4), "<u4")
-        self._coder = AnsCoder(words.astype(np.uint32))
+        words = np.zeros(-(-len(data) // 4), "<u4")
+        words.view(np.uint8)[: len(data)] = data
+        self._coder = AnsCoder(words.astype(np.uint32, copy=False))
 
     def finish(self) -> None:
         """Refuse a stream that goes on after its last value, or ended before it."""
@@ -71,18 +128,17 @@ class Decoder:
 
         `costs` are in another order; `before` is what was left before all that was read.
         """
-        sizes = sizes_to_book()
-        if sizes is None:
-            return
-        tensors = np.arange(len(sizes), dtype=np.int32)
-        owners = np.repeat(tensors, sizes if counts is None else counts)[order]
-        book(part, bits, np.bincount(owners, costs, len(sizes)))
+        book(part, bits, _by_tensor(costs, order, counts))
         tables = before - self._left() - bits
-        book("tables", tables, np.bincount(owners, minlength=len(sizes)))
+        book("tables", tables, _by_tensor(np.ones(len(costs)), order, counts))
 
-    def _get(self, count: int, model: Any) -> Symbols:
-        symbols: Symbols = self._coder.decode(model, count)
+    def _get(self, count: int, model: Any) -> NDArray[np.int32]:
+        symbols: NDArray[np.int32] = self._coder.decode(model, count)
         return symbols
+
+    def _fill(self, out: NDArray[Any], model: Any) -> None:
+        for tile in tiles(len(out)):
+            out[tile] = self._get(tile.stop - tile.start, model)
 
     def uint(self, limit: int) -> int:
         """Read one integer in ``[0, limit]``."""
@@ -95,24 +151,30 @@ class Decoder:
         return value
 
     def bits(
-        self, count: int, width: int, part: str = "values", counts: Ints | None = None
-    ) -> Ints:
-        """Read `count` integers of `width` bits."""
+        self, count: int, width: int, part: str | None = "values", counts: Ints | None = None
+    ) -> Unsigned:
+        """Read `count` integers of `width` bits; without a part, the caller books them."""
         before = self._left()
-        values = self._bits(count, width)
-        book(part, before - self._left(), counts)
+        values = np.zeros(count, _dtype(width))
+        self._add_bits(values, width)
+        if part is not None:
+            book(part, before - self._left(), counts)
         return values
 
-    def _bits(self, count: int, width: int) -> Ints:
-        values = np.zeros(count, np.int64)
-        full, rest = divmod(count, 16)
+    def _add_bits(self, values: NDArray[Any], width: int) -> None:
+        """Read the low `width` bits of values where they are zeros."""
         for place in range(width):
-            words = self._get(full, uniform(16)).astype("<u2")
-            if rest:
+            for tile, plane in self._plane(len(values)):
+                values[tile] |= plane.astype(values.dtype, copy=False) << place
+
+    def _plane(self, count: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+        """Read a bit for each value, tile by tile."""
+        for tile in tiles(count):
+            size = tile.stop - tile.start
+            words = self._get(size // 16, uniform(16)).astype("<u2")
+            if rest := size % 16:  # only in the last tile
                 words = np.append(words, self._get(1, uniform(rest)).astype("<u2"))
-            plane = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
-            values |= plane.astype(np.int64) << place
-        return values
+            yield tile, np.unpackbits(words.view(np.uint8), count=size, bitorder="little")
 
     def floats(
         self,
@@ -124,30 +186,32 @@ class Decoder:
         """Read `count` float32 or float16 numbers, which may be NaN or infinite."""
         kind = np.dtype(dtype)
         before = self._left()
-        words = self._get(count * kind.itemsize // 2, uniform(16)).astype("<u2")
+        words = np.empty(count * kind.itemsize // 2, "<u2")
+        self._fill(words, uniform(16))
         book(part, before - self._left(), counts)
-        return words.view(kind.newbyteorder("<")).astype(kind)
+        return words.view(kind.newbyteorder("<")).astype(kind, copy=False)
 
     def symbols(
         self, size: int, limit: int, part: str = "values", counts: Ints | None = None
-    ) -> Symbols:
+    ) -> Unsigned:
         """Read `size` integers in ``[0, limit]``."""
         sizes, before = np.full(min(size, 1), size), self._left()
-        symbols, bits = self._symbols(sizes, np.full_like(sizes, limit))
+        symbols = np.zeros(size, _dtype(limit.bit_length()))
+        bits = self._symbols(symbols, sizes, np.full_like(sizes, limit))
         if sizes_to_book() is not None:
             costs = _costs(symbols, sizes, bits)
             self._book(part, sum(bits), costs, slice(None), counts, before)
         return symbols
 
-    def _symbols(self, sizes: Ints, limits: Ints) -> tuple[Symbols, list[float]]:
-        """Read symbols, the first of `sizes` with one table, the next with another, and so on.
+    def _symbols(self, symbols: NDArray[Any], sizes: Ints, limits: Ints) -> list[float]:
+        """Read symbols where there are zeros, the first of `sizes` with one table, and so on.
 
-        Returned with the bits that those of each table took.
+        Returns the bits that those of each table took.
         """
         lengths = self._get(len(sizes), geometric(2))
         slopes = iter(self._get(int(np.count_nonzero(lengths)), uniform(3)))
-        parts, bits = [np.zeros(0, np.int32)], []
-        for size, limit, length in zip(sizes, limits, lengths.tolist(), strict=True):
+        ends, bits = np.cumsum(sizes), []
+        for size, end, limit, length in zip(sizes, ends, limits, lengths.tolist(), strict=True):
             top = 1 << length >> 1
             last = top + self.uint(max(0, top - 1))
             if last > min(limit, MAX_SYMBOL):
@@ -155,12 +219,11 @@ class Decoder:
             if last:
                 table = self._table(size, last, int(next(slopes)))
                 before = self._left()
-                parts.append(self._get(size, table))
+                self._fill(symbols[end - size : end], table)
                 bits.append(before - self._left())
             else:
-                parts.append(np.zeros(size, np.int32))
                 bits.append(0.0)
-        return np.concatenate(parts), bits
+        return bits
 
     def _table(self, size: int, last: int, slope: int) -> Any:
         resolution = int(table_resolution(np.array(size), np.array(last)))
@@ -178,44 +241,95 @@ class Decoder:
         contexts: NDArray[Any] | None = None,
         part: str = "values",
         counts: Ints | None = None,
-    ) -> Ints:
+    ) -> NDArray[np.int32]:
         """Read `size` integers in ``[0, limit]``; see `Encoder.integers`."""
-        values = np.zeros(size, np.int64)
+        return self.coded(size, limit, contexts, part, counts).take(size)
+
+    def coded(
+        self,
+        size: int,
+        limit: int,
+        contexts: NDArray[Any] | None = None,
+        part: str = "values",
+        counts: Ints | None = None,
+        signed: bool = False,
+    ) -> Coded:
+        """Read `size` integers in ``[0, limit]``, then the signs of those that are not zero."""
+        every = np.array([size]) if contexts is None else histogram(contexts)
+        starts = np.cumsum(every) - every
+        values = np.zeros(size, _dtype(limit.bit_length() + 1))  # room for what is out of range
         if not size:
-            return values
-        before = self._left()
-        order, sizes = by_context(contexts, size)
+            return Coded(values, contexts, starts)
+        before, sizes = self._left(), every[every > 0]
         shifts = self._get(len(sizes), geometric(1)).astype(np.int64)
+        if shifts.max() >= max(1, limit.bit_length()):
+            raise PayloadError(f"{shifts.max()} bits as they are, of integers to {limit}")
         plain = self._left()
-        low = [
-            self._bits(n, shift) for n, shift in zip(sizes, shifts.tolist(), strict=True) if shift
-        ]
+        runs = list(zip(np.cumsum(sizes).tolist(), sizes.tolist(), shifts.tolist(), strict=True))
+        for end, run, shift in runs:
+            self._add_bits(values[end - run : end], shift)
         plain -= self._left()
-        tokens, bits = self._symbols(sizes, tokenise(limit >> shifts)[0])
+        tokens = np.zeros(size, np.uint8)
+        bits = self._symbols(tokens, sizes, tokenise(limit >> shifts)[0])
         plain += self._left()
-        large = np.flatnonzero(tokens >= 16)
-        high = tokens.astype(np.int64)
-        widths = high[large] // 4 - 2
-        high[large] = (high[large] - 4 - 4 * widths) << widths
-        for width in np.flatnonzero(np.bincount(widths)):
-            of_width = large[widths == width]
-            high[of_width] |= self._bits(len(of_width), int(width))
+        bases = TOKEN_BASES.astype(values.dtype)
+        for end, run, shift in runs:
+            for tile in tiles(run, end - run):
+                values[tile] |= bases[tokens[tile]] << shift
+        for width, count in enumerate(histogram(tokens)[16:].reshape(-1, 4).sum(axis=1), 2):
+            if count:
+                self._add_rest(values, tokens, width, int(count), sizes, shifts)
         plain -= self._left()
+        if values.max() > limit:
+            raise PayloadError(f"{values.max()} is out of range: at most {limit}")
+        order = None
         if sizes_to_book() is not None:
+            order, _ = by_context(contexts, size)
             costs = _costs(tokens, sizes, bits) + np.repeat(shifts, sizes)
-            costs[large] += widths
+            costs += np.where(tokens < 16, 0, tokens.astype(np.int64) // 4 - 2)
             self._book(part, plain + sum(bits), costs, order, counts, before)
-        if low:
-            shift = np.repeat(shifts, sizes)
-            high <<= shift
-            high[shift > 0] |= np.concatenate(low)
-        if high.max() > limit:
-            raise PayloadError(f"{high.max()} is out of range: at most {limit}")
-        values[order] = high
-        return values
+        coded = Coded(values, contexts, starts)
+        if signed:
+            before = self._left()
+            coded.negative = self.bits(int(np.count_nonzero(values)), 1, None)
+            if order is not None:
+                book(part, before - self._left(), _by_tensor(values > 0, order, counts))
+        return coded
+
+    def _add_rest(
+        self,
+        values: NDArray[Any],
+        tokens: NDArray[np.uint8],
+        width: int,
+        count: int,
+        sizes: Ints,
+        shifts: Ints,
+    ) -> None:
+        """Read the bits that the tokens of one width leave open."""
+        ends = np.append(0, np.cumsum(sizes))
+        for low in range(0, width, 8):
+            rest = self.bits(count, min(8, width - low), None)
+            at = 0
+            for tile in tiles(len(tokens)):
+                found = np.flatnonzero(tokens[tile] >> 2 == width + 2)
+                some = rest[at : at + len(found)].astype(values.dtype) << low
+                at += len(found)
+                if shifts.any():
+                    within = np.diff(np.clip(ends, tile.start, tile.stop))
+                    some <<= np.repeat(shifts, within)[found].astype(values.dtype)
+                values[tile][found] |= some
 
 
-def _costs(symbols: Symbols, sizes: Ints, bits: list[float]) -> NDArray[np.float64]:
+def _by_tensor(amounts: NDArray[Any], order: Any, counts: Ints | None) -> NDArray[np.float64]:
+    """Add amounts up by tensor, of which each has so many; see `Decoder._book`."""
+    sizes = sizes_to_book()
+    assert sizes is not None
+    tensors = np.arange(len(sizes), dtype=np.int32)
+    owners = np.repeat(tensors, sizes if counts is None else counts)[order]
+    return np.asarray(np.bincount(owners, amounts, len(sizes)), np.float64)
+
+
+def _costs(symbols: Unsigned, sizes: Ints, bits: list[float]) -> NDArray[np.float64]:
     """Divide the bits of each stretch among its symbols, by ideal code length."""
     costs = np.zeros(len(symbols))
     for total, size, end in zip(bits, sizes, np.cumsum(sizes), strict=True):

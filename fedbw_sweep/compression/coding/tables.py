@@ -78,6 +78,17 @@ def tokenise(values: NDArray[Any]) -> tuple[NDArray[Any], Ints, Ints]:
     return tokens, large, widths
 
 
+def _token_bases() -> NDArray[np.uint32]:
+    tokens = np.arange(256)
+    widths = np.clip(tokens // 4 - 2, 0, 28)
+    large = (tokens - 4 - 4 * widths).astype(np.int64) << widths
+    return np.where(tokens < 16, tokens, large).astype(np.uint32)
+
+
+TOKEN_BASES = _token_bases()
+"""The least integer of each token; there are 124, for integers up to `MAX_INTEGER`."""
+
+
 def table_resolution(sizes: Ints, last: Ints) -> Ints:
     """Return log2 of the levels to the octave in tables for so many symbols, up to the last.
 

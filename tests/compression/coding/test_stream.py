@@ -147,7 +147,7 @@ def test_hostile_bytes_give_bounded_values_or_a_payload_error(data: bytes, limit
         lambda d: d.symbols(50, limit),
         lambda d: d.integers(50, limit, np.arange(50) % 4),
         lambda d: np.array([d.uint(limit)]),
-        lambda d: decode_indices(d, layout),
+        lambda d: decode_indices(d, layout, layout.size)[0],
     )
     for read, top in zip(reads, (limit, limit, limit, layout.size - 1), strict=True):
         try:
