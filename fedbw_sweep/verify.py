@@ -36,7 +36,7 @@ from fedbw_sweep.records.schema import (
     RESULTS,
     ROUNDS,
 )
-from fedbw_sweep.records.write import read_status
+from fedbw_sweep.records.status import read_status
 from fedbw_sweep.report.command import sections_from_columns
 
 SHOWN = 20

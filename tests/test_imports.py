@@ -166,10 +166,15 @@ TESTED_BY = {
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
+    "records.check": "records/test_damage.py",
     "records.collect": "records/test_write.py",
+    "records.files": "records/test_strangers.py",
     "records.find": "records/test_read.py",
+    "records.folder": "records/test_damage.py",
     "records.labels": "report/test_spec.py",  # by the rows of tables
     "records.running": "test_status.py",
+    "records.place": "records/test_write.py",
+    "records.status": "records/test_damage.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
     "report.charts": "report/test_page.py",  # in a browser

@@ -19,7 +19,7 @@ from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.console import MB, duration, message_console, output_console
+from fedbw_sweep.console import MB, duration, message_console, output_console, printable
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.running import Heartbeat
@@ -144,7 +144,10 @@ def finish() -> int:
     # Imported here: matplotlib is needed only now.
     from fedbw_sweep.report.figure import loss_against_bytes
 
-    results, rounds = collect(command.folder)
+    notes: list[str] = []
+    results, rounds = collect(command.folder, notes)
+    for note in notes:
+        _console.print(f"note: {escape(printable(note))}")
     mine = results[results["run_id"].isin([cell.run_id for cell in command.cells])]
     output = output_console()
     output.print(summary_table(mine))

@@ -18,7 +18,8 @@ from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load, load_records
-from fedbw_sweep.records.write import is_done, read_status
+from fedbw_sweep.records.status import read_status
+from fedbw_sweep.records.write import is_done
 from tests.records.test_write import finished
 from tools.migrate import main
 
