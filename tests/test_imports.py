@@ -156,6 +156,7 @@ TESTED_BY = {
     "compression.coding.tables": "compression/coding/test_stream.py",
     "compression.layout": "compression/test_sizes.py",
     "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
+    "config.foreign": "test_trust.py",
     "config.groups": "config/test_run.py",  # as sections of a run's config
     "config.renames": "config/test_identity.py",
     "config.section": "config/test_run.py",

@@ -24,6 +24,9 @@ from fedbw_sweep.records.schema import CONFIG, STATUS
 HASHES, SUMS = "sha256", "SHA256SUMS"
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
 def digest(data: bytes) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
@@ -46,8 +49,7 @@ def sealed(status: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, A
 
 def _own_digest(status: Mapping[str, Any]) -> str:
     others = {name: value for name, value in status[HASHES].items() if name != STATUS}
-    text = json.dumps({**status, HASHES: others}, sort_keys=True, separators=(",", ":"))
-    return digest(text.encode())
+    return digest(_canonical({**status, HASHES: others}).encode())
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -102,7 +102,8 @@ def parse_json(path: Path, data: bytes) -> dict[str, Any]:
         values = json.loads(data)
         if not isinstance(values, dict):
             raise DamagedError(f"{path} is damaged: it is no JSON object")
-        _check_nesting(values)
+        if data.count(b"{") + data.count(b"[") > NESTING:
+            _check_nesting(values)
     except _MALFORMED as error:
         raise DamagedError(f"{path} is damaged: {_first_line(error)}") from None
     return values

@@ -79,25 +79,26 @@ def _check_kinds(path: Path, status: Mapping[str, Any]) -> None:
         raise DamagedError(f"{path} is damaged: no status or summary")
     if not isinstance(environment or {}, dict):
         raise DamagedError(f"{path} is damaged: its environment is none")
-    own = {key: status.get(key) for key in OF_STATUS}
-    for name, value in {**(summary or {}), **own}.items():
-        if name in RESULTS_COLUMNS and not _is_of(RESULTS_COLUMNS[name].dtype, value):
-            raise DamagedError(
-                f"{path} is damaged: {name} is {str(value)[:80]}, which is no "
-                f"{RESULTS_COLUMNS[name].dtype}"
-            )
+    for name, value in (summary or {}).items():
+        _check_kind(path, name, value)
+    for name in OF_STATUS:
+        _check_kind(path, name, status.get(name))
 
 
-def _is_of(dtype: str, value: Any) -> bool:
-    if value is None:
-        return True
-    if dtype == "string":
-        return isinstance(value, str)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    if dtype == "Int64":
-        return isinstance(value, int) and -(2**63) <= value < 2**63
-    return isinstance(value, float) or abs(value) < 2**1023
+_KINDS = {"string": (str,), "Int64": (int,), "Float64": (float, int)}
+
+_KINDS_OF = {name: _KINDS[column.dtype] for name, column in RESULTS_COLUMNS.items()}
+
+
+def _check_kind(path: Path, name: str, value: Any) -> None:
+    kinds = _KINDS_OF.get(name)
+    if kinds is None or value is None:
+        return
+    if type(value) not in kinds or (type(value) is int and not -(2**63) <= value < 2**63):
+        raise DamagedError(
+            f"{path} is damaged: {name} is {str(value)[:80]}, which is no "
+            f"{RESULTS_COLUMNS[name].dtype}"
+        )
 
 
 def trained_on(environment: Mapping[str, Any]) -> dict[str, str | None]:

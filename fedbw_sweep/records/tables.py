@@ -102,15 +102,11 @@ def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Data
             "written by another version, or not by fedbw_sweep; docs/columns.md lists the columns"
         )
     frame: pd.DataFrame = table.to_pandas(types_mapper=_NULLABLE.get)
-    if len(data.translate(None, _CONTROL)) < len(data) or not data.isascii():
+    texts = [name for name, dtype in frame.dtypes.items() if dtype == "string"]
+    if texts and (len(data.translate(None, _CONTROL)) < len(data) or not data.isascii()):
+        for name in texts:
+            frame[name] = frame[name].map(printable, na_action="ignore").astype("string")
         frame = frame.rename(columns=lambda name: printable(str(name)))
-        texts = frame.select_dtypes("string")
-        frame = frame.assign(
-            **{
-                str(n): v.map(printable, na_action="ignore").astype("string")
-                for n, v in texts.items()
-            }
-        )
     return _with_all(frame, columns)
 
 
