@@ -174,7 +174,7 @@ TESTED_BY = {
     "records.folder": "records/test_damage.py",
     "records.labels": "report/test_spec.py",  # by the rows of tables
     "records.running": "test_status.py",
-    "records.place": "records/test_write.py",
+    "records.place": "records/test_waiting.py",
     "records.status": "records/test_damage.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",

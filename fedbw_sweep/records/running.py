@@ -36,7 +36,8 @@ class Heartbeat:
 
     def __init__(self, config: RunConfig, sweep_dir: Path) -> None:
         self.path = sweep_dir / config.run_id / RUNNING
-        self.path.parent.mkdir(exist_ok=True)
+        with suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
         self.state = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -53,7 +54,8 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        write_file(self.path, json.dumps(self.state).encode())
+        with suppress(OSError):  # a full disk fails no run
+            write_file(self.path, json.dumps(self.state).encode())
 
 
 def read_running(folder: Path) -> dict[str, Any] | None:

@@ -101,11 +101,27 @@ class RunRecord:
         bool
             False if the run is recorded as done already, by another command: that record stays.
         """
-        run_id = self.config.run_id
-        check_and_set_aside(sweep_dir / run_id)
-        return write_folder(
-            sweep_dir / run_id, self.files(), lambda there: _device_of(there, run_id) is not None
-        )
+        return put_run(self.config.run_id, self.files(), sweep_dir)
+
+
+def put_run(run_id: str, files: Mapping[str, bytes], sweep_dir: Path) -> bool:
+    """Put a run's folder in its place, whole; see `RunRecord.write`.
+
+    Parameters
+    ----------
+    run_id : str
+    files : mapping of str to bytes
+        What `RunRecord.files` returns.
+    sweep_dir : pathlib.Path
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, as on a full disk; then everything is as it was.
+    """
+    place = sweep_dir / run_id
+    check_and_set_aside(place)
+    return write_folder(place, files, lambda there: _device_of(there, run_id) is not None)
 
 
 def _config(config: RunConfig) -> bytes:
