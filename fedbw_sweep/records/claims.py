@@ -150,9 +150,9 @@ def claimed_by(folder: Path, stale_s: float = STALE_S) -> str | None:
 
 def _latest(folder: Path) -> Path | None:
     with suppress(FileNotFoundError):
-        found = [entry for entry in os.listdir(folder) if _NAME.fullmatch(entry)]
+        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
         if found:
-            return folder / max(found, key=lambda name: int(name.split(".")[1]))
+            return max(found, key=lambda path: int(path.name.split(".")[1]))
     return None
 
 
