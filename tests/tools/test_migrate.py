@@ -40,7 +40,7 @@ def old_run(config: RunConfig, sweep: Path, error: str | None = None) -> Path:
     folder = folder.rename(sweep / old_id)
     (folder / "config.yaml").write_text(yaml.safe_dump(science))
     status = json.loads((folder / "status.json").read_text())
-    for key in ("numerics", "end", "reason", "device", "processor"):
+    for key in ("numerics", "end", "reason", "device", "processor", "sha256"):
         del status[key]
     status |= {"schema_version": 2, "run_id": old_id, "error": error}
     status["environment"] = {"device": "NVIDIA H100", "processor": "Xeon, 16 cores"}
