@@ -32,7 +32,7 @@ class Engine:
 
     def run(self, seed: int = 1, **settings: Any) -> dict[str, float]:
         """Do a run; return the seconds its parts took."""
-        from fedbw_sweep.sweep.run import execute
+        from fedbw_sweep.sweeps.run import execute
 
         config = self.config.model_copy(update={"seed": seed, **settings})
         record = execute(config, self.folder)

@@ -22,7 +22,7 @@ from workloads import JOB_A, NO_STEP, ONE_ROUND_OF_A, WORKERS, Parts
 
 FIRST_STEP = "a worker has taken the first step"
 
-FOLDERS = "hydra.run.dir", "hydra.sweep.dir"
+FOLDER = "hydra.sweep.dir"
 
 
 def installed(job: str = "") -> tuple[str, ...]:
@@ -117,7 +117,7 @@ def command(*arguments: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "fedbw_sweep", *arguments, *(f"{k}={folder}" for k in FOLDERS)],
+            [sys.executable, "-m", "fedbw_sweep", *arguments, f"{FOLDER}={folder}"],
             check=True,
             capture_output=True,
         )
@@ -158,7 +158,7 @@ def stages(*arguments: str) -> None:
 
     from fedbw_sweep.__main__ import main
     from fedbw_sweep.backends.ray.backend import RayBackend
-    from fedbw_sweep.sweep import preflight
+    from fedbw_sweep.sweeps import preflight
 
     ended("Python, Hydra and pandas are imported")
     prepare, start = preflight.prepare, RayBackend.start
@@ -172,14 +172,25 @@ def stages(*arguments: str) -> None:
         start(self, config)
         ended("torch, transformers and Flower are imported, and Ray has started meanwhile")
         from fedbw_sweep.federation import job
-        from fedbw_sweep.federation.server import Server
+        from fedbw_sweep.federation.exchange import Exchange
 
         stamp(job, "heldout_loss", "the model is evaluated")
-        stamp(Server, "_receive", FIRST_STEP)
+        stamp(Exchange, "receive", FIRST_STEP)
 
+    def plain(self: RayBackend, config: Any) -> None:
+        import ray
+
+        import fedbw_sweep.federation.client  # noqa: F401
+        from fedbw_sweep.backends.ray import cluster
+
+        ray.init("local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
+        cluster.get_ready(config)
+
+    if arguments[:1] == ("plain",):
+        start, arguments = plain, arguments[1:]
     preflight.prepare, RayBackend.start = checked, started  # type: ignore[method-assign]
     folder = tempfile.TemporaryDirectory()
-    sys.argv[1:] = [*arguments, *(f"{key}={folder.name}" for key in FOLDERS)]
+    sys.argv[1:] = [*arguments, f"{FOLDER}={folder.name}"]
     # As the first that is registered it is the last that is done.
     atexit.register(ended, "the records are written, the figure drawn and Ray stopped")
     main()

@@ -72,7 +72,7 @@ def existing_clients() -> None:
                 *(f"num_clients={clients}", f"fraction_fit={10 / clients}", "rounds=30"),
                 *("sequence_length=16", *NO_TRAINING),
             )
-            from fedbw_sweep.sweep.run import execute
+            from fedbw_sweep.sweeps.run import execute
 
             engine.run(seed=9)  # warm
             started = time.perf_counter()
@@ -110,7 +110,7 @@ def model_sizes() -> None:
     for vocabulary in (512, 12_800, 50_304, 201_216):
         model = "model=tiny", f"model.architecture.vocab_size={vocabulary}"
         engine = Engine(*model, "num_clients=10", "fraction_fit=1.0", "rounds=6", *NO_TRAINING)
-        from fedbw_sweep.sweep.run import execute
+        from fedbw_sweep.sweeps.run import execute
 
         record = execute(engine.config, engine.folder)
         assert record.error is None, record.error

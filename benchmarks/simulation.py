@@ -133,19 +133,21 @@ def start(repeats: int) -> None:
     row("the same with backend=flower, over it", flower, ray)
     row("two plain processes with one step in them, cold, over it", floor, ray)
 
-    def stamps(*overrides: str) -> dict[str, float]:
+    def stamps(*how: str) -> dict[str, float]:
         printed = subprocess.run(
-            [sys.executable, processes.__file__, "--stages", *one_step, *overrides],
+            [sys.executable, processes.__file__, "--stages", *how, *one_step],
             capture_output=True,
             text=True,
         ).stdout
         found = re.findall(r"^(\d+\.\d\d) (.*)$", printed, re.MULTILINE)
         return {stage: float(at) for at, stage in reversed(found)}  # each's first time
 
-    runs, others = zip(*[(stamps(), stamps("backend=flower")) for _ in range(repeats)], strict=True)
+    in_turn = [(stamps(), stamps("plain"), stamps("backend=flower")) for _ in range(repeats)]
+    runs, *others = zip(*in_turn, strict=True)
     first = [run[FIRST_STEP] for run in runs]
     row("a command's start, until the first step", first)
-    row("the same with backend=flower, over it", [run[FIRST_STEP] for run in others], first)
+    for name, theirs in zip(("plain ray.init", "backend=flower"), others, strict=True):
+        row(f"the same with {name}, over it", [run[FIRST_STEP] for run in theirs], first)
     print("\n| start of the command, until | at second, median |\n|---|---:|")
     ends = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
     for stage, end in sorted(ends.items(), key=lambda item: item[1]):
@@ -154,7 +156,7 @@ def start(repeats: int) -> None:
 
 
 def sweep(repeats: int) -> None:
-    """Six small cells in one command, beyond its start, over plain processes doing the same."""
+    """Six small runs in one command, beyond its start, over plain processes doing the same."""
     ratios = []
     for _ in range(repeats):
         one = command(*ONE_STEP, f"backend.workers={WORKERS}")
@@ -163,7 +165,7 @@ def sweep(repeats: int) -> None:
             floors = [asked["floor-round"].run(seed)["seconds"] for seed in range(7)]
         ratios.append((six - one, sum(floors[1:])))
     beyond, floor = (list(column) for column in zip(*ratios, strict=True))
-    row("a sweep of 6 cells of one round of A, beyond the start, over the floor", beyond, floor)
+    row("a sweep of 6 runs of one round of A, beyond the start, over the floor", beyond, floor)
 
 
 JOBS: dict[str, Callable[[int], None]] = {

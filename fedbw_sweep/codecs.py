@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pandas as pd
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from fedbw_sweep.bench.updates import BenchConfig, load_update, train_updates
 from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.console import errors_end_the_command, output_console
+from fedbw_sweep.console import Fitted, errors_end_the_command, output_console
 from fedbw_sweep.report.figure import rate_distortion
 from fedbw_sweep.training.process import prepare_process
 
@@ -39,6 +40,15 @@ SHOWN = {
 }
 
 
+BOUND_NOTE = (
+    "percent of bound: what a method's bits would be at least, at its error, if coordinates were "
+    "independent Gaussians (bound bits; unbiased bits for unbiased methods), over what they are. "
+    "Coordinates of real updates may depend on one another, as low-rank ones do: methods that use "
+    "it can be above 100."
+)
+"""Below the table."""
+
+
 def main() -> None:
     """Run the command line."""
     sys.argv[1:] = [
@@ -52,10 +62,12 @@ def _bench_command(cfg: DictConfig) -> None:
     with errors_end_the_command():
         config = BenchConfig.from_hydra(cfg)
         prepare_process()
+        sources = HydraConfig.get().runtime.config_sources
+        folders = [Path(s.path) for s in reversed(sources) if s.schema == "file"]
         choices = [
             (label, choice.build())
             for method in config.methods
-            for label, choice in CompressionConfig.expand(method)
+            for label, choice in CompressionConfig.expand(method, folders)
         ]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
         codecs = [Codec.of(*choice, layout) for choice in choices]
@@ -79,7 +91,8 @@ def _show(measured: pd.DataFrame, layout: Layout, clients: int) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*row)
-    output_console().print(table)
+    output_console().print(Fitted(table))
+    output_console().print(BOUND_NOTE, soft_wrap=True)
 
 
 def _shown(measured: pd.DataFrame) -> Iterator[list[str]]:
@@ -93,7 +106,7 @@ def _shown(measured: pd.DataFrame) -> Iterator[list[str]]:
 def _markdown(measured: pd.DataFrame) -> str:
     header, *rows = ("| " + " | ".join(cells) + " |" for cells in _shown(measured))
     rule = "|---|" + "---:|" * len(SHOWN)
-    return "\n".join([header, rule, *rows, ""])
+    return "\n".join([header, rule, *rows, "", BOUND_NOTE, ""])
 
 
 if __name__ == "__main__":

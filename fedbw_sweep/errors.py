@@ -34,7 +34,7 @@ class PayloadError(FedbwError):
 
 
 class DivergenceError(FedbwError):
-    """Training produced NaN or infinity; the update is refused, never sent."""
+    """An update, the global model or the held-out loss is NaN or infinite; none is sent on."""
 
 
 class MeteringError(FedbwError):

@@ -12,15 +12,13 @@ MODULES = {
     "lora": ("peft",),
     "report": ("altair", "vl_convert", "jinja2"),
     "smollm2": ("gguf",),
-    "tensorboard": ("tensorboard",),
 }
-"""What is imported of each extra of ``pyproject.toml``."""
+"""What is imported of each extra of ``pyproject.toml`` that bears another name than its module."""
 
 OPTIONS = {
     ("data", "hub"): "hub",
     ("data.partition", "dirichlet"): "dirichlet",
     ("trainable", "lora"): "lora",
-    ("logger", "tensorboard"): "tensorboard",
 }
 """The extra that a key's value needs."""
 
@@ -31,7 +29,7 @@ def why_not(extra: str) -> str | None:
     Nothing is imported. The command is the same for a checkout and for an installed package: pip
     keeps the ``fedbw_sweep`` that is there and adds what its extra lacks.
     """
-    missing = [module for module in MODULES[extra] if find_spec(module) is None]
+    missing = [module for module in MODULES.get(extra, (extra,)) if find_spec(module) is None]
     if not missing:
         return None
     return f"needs {', '.join(missing)}: pip install 'fedbw_sweep[{extra}]'"
@@ -48,3 +46,15 @@ def require(key: str, value: str) -> None:
     extra = OPTIONS.get((key, value))
     if extra is not None and (why := why_not(extra)) is not None:
         raise ConfigError(key, value, why)
+
+
+def need(extra: str) -> None:
+    """Refuse to go on without an extra: for the classes that choices of `conf/` name.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        Saying what is missing and the command that installs it.
+    """
+    if (why := why_not(extra)) is not None:
+        raise ModuleNotFoundError(why)

@@ -13,17 +13,14 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from hydra import initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 from rich.table import Table
 
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.config.section import CONF
 from fedbw_sweep.console import (
     MB,
+    Fitted,
     duration,
     errors_end_the_command,
     in_all_units,
@@ -32,9 +29,8 @@ from fedbw_sweep.console import (
 )
 from fedbw_sweep.cost.network import describe, expected_round_seconds
 from fedbw_sweep.cost.prediction import EXACT, Prediction, predict
-from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.model.layout_cache import find_layout
-from fedbw_sweep.sweep.grid import Composer
+from fedbw_sweep.sweeps.grid import runs_of
 
 FORMULAS_SHOWN = 12
 OUTPUTS = Path("outputs")
@@ -43,7 +39,7 @@ UPDATE_DEPENDS_ON = ("compression", "model", "trainable", "optimizer", "upload")
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedRun:
     """One planned run.
 
     Attributes
@@ -72,8 +68,8 @@ class Cell:
         )
 
 
-def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[Cell]:
-    """Predict every cell that the command line names.
+def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[PlannedRun]:
+    """Predict every run that the command line names.
 
     Parameters
     ----------
@@ -87,19 +83,13 @@ def plan(overrides: Sequence[str], config_dir: Path | None = None) -> Iterator[C
     ConfigError
         If an override is not allowed.
     """
-    further = [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            for lines, composed in Composer("config").cells([*overrides, *further]):
-                config = RunConfig.from_hydra(composed)
-                given = dict(line.split("=", 1) for line in lines if "=" in line)
-                yield Cell(given, config, _predict(config, OUTPUTS / config.sweep))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError("overrides", " ".join(overrides), str(error).splitlines()[0]) from None
+    for lines, config in runs_of(overrides, config_dir):
+        given = dict(line.split("=", 1) for line in lines if "=" in line)
+        yield PlannedRun(given, config, _predict(config, OUTPUTS / config.sweep))
 
 
 def formula(config: RunConfig, prediction: Prediction) -> str:
-    """Write the seed's formula with a cell's numbers filled in."""
+    """Write the bandwidth formula with a run's numbers filled in."""
     sampled = config.fraction_fit * config.num_clients
     clients = f"{config.num_clients:,} x {config.fraction_fit:g}"
     if sampled != config.clients_per_round:
@@ -124,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Overrides are those of python -m fedbw_sweep; commas sweep, with or without -m.",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="may be given, as there")
-    parser.add_argument("--config-dir", type=Path, help="a folder with further choices, as there")
+    parser.add_argument(
+        "-cd", "--config-dir", type=Path, help="a folder with further choices, as there"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_intermixed_args(arguments)
     with errors_end_the_command():
@@ -173,32 +165,32 @@ def _results(path: Path) -> list[dict[str, str]]:
     return []
 
 
-def _show(cells: list[Cell]) -> None:
+def _show(runs: list[PlannedRun]) -> None:
     output = output_console()
     table = Table(title="Predicted payload (MB = 10^6 bytes)", title_justify="left")
     swept = [
         key
-        for key in dict.fromkeys(key for cell in cells for key in cell.overrides)
-        if len({cell.overrides.get(key) for cell in cells}) > 1
+        for key in dict.fromkeys(key for run in runs for key in run.overrides)
+        if len({run.overrides.get(key) for run in runs}) > 1
     ]
     for name in swept:
         table.add_column(name)
     for name in ("uplink MB", "downlink MB", "total MB", "s/round", "in all", "basis"):
         table.add_column(name, justify="left" if name == "basis" else "right")
-    for cell in cells:
-        table.add_row(*(escape(cell.overrides.get(name, "")) for name in swept), *_numbers(cell))
-    output.print(table)
+    for run in runs:
+        table.add_row(*(escape(run.overrides.get(name, "")) for name in swept), *_numbers(run))
+    output.print(Fitted(table))
     output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
-    for cell in cells[:FORMULAS_SHOWN]:
+    for run in runs[:FORMULAS_SHOWN]:
         label = ", ".join(
-            f"{name}={cell.overrides[name]}" for name in swept if name in cell.overrides
+            f"{name}={run.overrides[name]}" for name in swept if name in run.overrides
         )
-        if cell.prediction is not None:
+        if run.prediction is not None:
             text = f"{label}: " if label else "= "
-            output.print(escape(text + formula(cell.config, cell.prediction)), soft_wrap=True)
-    if len(cells) > FORMULAS_SHOWN:
-        output.print(f"and {len(cells) - FORMULAS_SHOWN} more")
-    for network in dict.fromkeys(cell.config.network for cell in cells):
+            output.print(escape(text + formula(run.config, run.prediction)), soft_wrap=True)
+    if len(runs) > FORMULAS_SHOWN:
+        output.print(f"and {len(runs) - FORMULAS_SHOWN} more")
+    for network in dict.fromkeys(run.config.network for run in runs):
         output.print(escape(describe(network)), soft_wrap=True)
 
 
@@ -210,15 +202,15 @@ def _why_unknown(config: RunConfig) -> str:
     return "unknown: run it once, or give the method expected_bytes"
 
 
-def _numbers(cell: Cell) -> tuple[str, ...]:
-    predicted, seconds = cell.prediction, cell.round_seconds
+def _numbers(run: PlannedRun) -> tuple[str, ...]:
+    predicted, seconds = run.prediction, run.round_seconds
     if predicted is None or seconds is None:
-        return *["-"] * 5, _why_unknown(cell.config)
+        return *["-"] * 5, _why_unknown(run.config)
     sizes = predicted.uplink_bytes, predicted.downlink_bytes, predicted.total_bytes
     return (
         *(f"{size / MB:,.2f}" for size in sizes),
         f"{seconds:,.2f}",
-        duration(seconds * cell.config.rounds),
+        duration(seconds * run.config.rounds),
         escape(predicted.basis),
     )
 

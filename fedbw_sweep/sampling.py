@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.seeding import rng_for
 
 Numbers = NDArray[np.int64]
@@ -87,7 +88,8 @@ class SamplingRule(ABC):
         Returns
         -------
         ndarray of int64, shape (count,)
-            Their numbers, in any order. A number may repeat.
+            Their numbers, in any order. A number may repeat: then the client has the weight of
+            as many, so that `by_examples` should be False.
         """
 
 
@@ -186,9 +188,22 @@ class Sampler:
         ----------
         server_round : int
             The round, from 1.
+
+        Raises
+        ------
+        ConfigError
+            If the rule chose what are no clients.
         """
         rng = rng_for(self.seed, "sample", server_round)
         chosen = self.rule.choose(server_round, self.num_clients, self.count, rng, self.sizes)
+        allowed = np.shape(chosen) == (self.count,) and np.issubdtype(chosen.dtype, np.integer)
+        if not allowed or chosen.min() < 0 or chosen.max() >= self.num_clients:
+            raise ConfigError(
+                "sampling",
+                type(self.rule).__name__,
+                f"chose {chosen!r} in round {server_round}: must be {self.count} whole numbers "
+                f"from 0 to {self.num_clients - 1}",
+            )
         clients, draws = np.unique(chosen, return_counts=True)
         drop = rng_for(self.seed, "dropout", server_round).random(len(clients)) < self.dropout
         return Cohort(clients, drop, draws, self.rule.by_examples)

@@ -17,7 +17,13 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import duration, errors_end_the_command, output_console, printable
+from fedbw_sweep.console import (
+    Fitted,
+    duration,
+    errors_end_the_command,
+    output_console,
+    printable,
+)
 from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.check import HASHES
 from fedbw_sweep.records.find import find_records
@@ -141,7 +147,7 @@ def _show(runs: pd.DataFrame, seconds_left: float) -> None:
         shown = escape(printable(detail[:120]))
         table.add_row(run, escape(printable(settings)), f"[{STATES[status]}]{status}[/]", shown)
     output = output_console()
-    output.print(table)
+    output.print(Fitted(table))
     counts = runs["status"].value_counts()
     said = ", ".join(f"{counts.get(state, 0)} {state}" for state in STATES)
     left = "" if math.isnan(seconds_left) else f"; about {duration(seconds_left)} left"

@@ -36,6 +36,7 @@ from fedbw_sweep.records.schema import (
     OF_STATUS,
     PARTS,
     RESULTS,
+    RESULTS_COLUMNS,
     ROUNDS,
 )
 from fedbw_sweep.records.status import read_status
@@ -186,7 +187,7 @@ def verify(
     each round's row.
     """
     config = recorded_config(run, execution, trust=trust, config_dir=config_dir)
-    from fedbw_sweep.sweep.run import (
+    from fedbw_sweep.sweeps.run import (
         execute,  # torch, Ray and Flower, only once there is work for them
     )
 
@@ -205,7 +206,8 @@ def verify(
     if why:
         parts = config.compression, config.downlink
         fixed_size = all(part.build().fixed_size for part in parts)
-        allowed = Tolerance.of(fixed_size=fixed_size)
+        renumbered = old["numerics"] != new["numerics"]
+        allowed = Tolerance.of(fixed_size=fixed_size, renumbered=renumbered)
         compared, differences = _differences(old, new, recorded, tables, allowed)
     environment: list[str] = []
     if old.get("environment"):
@@ -230,7 +232,11 @@ def _differences(
     differences: list[str] = []
     if new["status"] == "failed":
         differences.append(f"the run failed this time: {new['reason'].strip().splitlines()[-1]}")
-    compared = _compare("summary", old.get("summary") or {}, new["summary"], differences, tolerance)
+    before = old.get("summary") or {}
+    later = {name for name, column in RESULTS_COLUMNS.items() if not column.required}
+    later -= before.keys()  # columns that were added after the run was recorded
+    summary = {key: value for key, value in new["summary"].items() if key not in later}
+    compared = _compare("summary", before, summary, differences, tolerance)
     for name in [name for name in tables if name in recorded]:
         if not (tolerance.bytes and name == PARTS):
             compared += _compare_tables(
@@ -310,6 +316,8 @@ def _compare(
     tolerance: Tolerance | None = None,
 ) -> int:
     names = dict.fromkeys(key for key in [*old, *new] if key not in OF_PREDICTION)
+    if name:  # later versions add columns
+        names = {key: None for key in names if key in old}
     for key in names:
         if (tolerance or Tolerance()).differ(key, old.get(key), new.get(key)):
             where = f"{name}: {key}" if name else key

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.sweep.grid import Composer
+from fedbw_sweep.sweeps.grid import Composer
 
 Execute = Callable[..., Any]
 """Overrides -> `RunRecord`; see `execute`."""
@@ -77,7 +77,7 @@ def execute(
     run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Execute:
     """Do a small run in this process and return its record."""
-    from fedbw_sweep.sweep import run
+    from fedbw_sweep.sweeps import run
 
     from .local import LocalBackend, Tamper
 

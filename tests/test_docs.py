@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from inspect import cleandoc
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from fedbw_sweep.config.identity import config_columns
@@ -28,11 +29,11 @@ from fedbw_sweep.records.schema import (
 )
 from fedbw_sweep.report.measure import MEASURES, TIME_MEASURES
 from fedbw_sweep.report.spec import TABLE_COLUMNS
+from fedbw_sweep.sweeps.grid import runs_of
 
 from .conftest import CONF, ROOT, config_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COLUMNS = {
     "results.csv": RESULTS_COLUMNS,
     "rounds.csv": ROUNDS_COLUMNS,
@@ -60,16 +61,9 @@ def commands(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", commands(README))
-def test_documented_commands_compose(run_config: Callable[..., RunConfig], arguments: str) -> None:
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
+def test_documented_commands_compose(arguments: str) -> None:
     overrides = [word for word in arguments.split() if not word.startswith(("-", ".plan"))]
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    [grid] = BasicSweeper.split_arguments(parsed, None)
-    assert grid
-    for cell in grid:
-        run_config(*cell)
+    assert list(runs_of(overrides))
 
 
 def test_the_default_of_every_documented_key(run_config: Callable[..., RunConfig]) -> None:
@@ -202,28 +196,6 @@ def test_every_compression_choice_is_listed() -> None:
         assert f"`{path.stem}`" in listed, path.stem
 
 
-@pytest.mark.slow
-def test_the_contributing_guides_toy_passes_the_contract(tmp_path: Path) -> None:
-    for part in ("conf", "fedbw_sweep", "tests"):
-        shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    files = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", CONTRIBUTING, re.DOTALL)
-    assert len(files) == 2
-    for name, text in files:
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    [command] = re.findall(r"^\.venv/bin/pytest (tests/.*)$", CONTRIBUTING, re.MULTILINE)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *command.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 10  # type: ignore[index]
-
-
 def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
     """With every program replaced by `echo`, so that only the words are run."""
     (tmp_path / ".ci").mkdir()
@@ -252,6 +224,24 @@ done
     )
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert [line.split()[1] for line in ran] == ["pip", "ruff", "ruff", "mypy", "pytest"]
+
+
+def test_pre_commit_runs_what_ci_runs() -> None:
+    [command] = re.findall(r"<!-- test -->\n```sh\n(.*?)\n```", README, re.DOTALL)
+    programs = [part.strip().removeprefix(".venv/bin/") for part in command.split("&&")[2:]]
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    hooks = [hook["entry"] for hook in repository["hooks"]]
+    assert hooks[:3] == programs[:3] == ["ruff check .", "ruff format --check .", "mypy"]
+    assert hooks[3].split()[0] == programs[3] == "pytest"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The experiments: their cells are done, cut to seconds; the results shown are the report's."""
+"""The experiments: their runs are done, cut to seconds; the results shown are the report's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hydra import initialize_config_dir
 
 from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.config.inputs import with_contents
@@ -18,8 +17,8 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load, load_records
-from fedbw_sweep.sweep import run
-from fedbw_sweep.sweep.grid import Composer
+from fedbw_sweep.sweeps import run
+from fedbw_sweep.sweeps.grid import runs_of
 
 from .conftest import ROOT, config_of
 from .local import LocalBackend
@@ -34,37 +33,34 @@ CUT = {"rounds": 2, "batch_size": 1, "sequence_length": 8, "seed": 1}
 
 
 @cache
-def cells(experiment: str) -> list[list[RunConfig]]:
-    """The cells of each command on top of an experiment's file."""
+def runs(experiment: str) -> list[list[RunConfig]]:
+    """The runs of each command on top of an experiment's file."""
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     commands = re.findall(r"^# python -m fedbw_sweep (.*)$", text, re.MULTILINE)
     assert commands, "its command belongs on top"
     found = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composer = Composer("config")
-        for command in commands:
-            words = [word for word in command.split() if word != "-m"]
-            assert f"experiment={experiment}" in words
-            configs = [RunConfig.from_hydra(cell) for _, cell in composer.cells(words)]
-            found.append(configs)
+    for command in commands:
+        words = [word for word in command.split() if word != "-m"]
+        assert f"experiment={experiment}" in words
+        found.append([config for _, config in runs_of(words)])
     return found
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_command_names_its_own_runs(experiment: str) -> None:
-    found = [config.run_id for configs in cells(experiment) for config in configs]
+    found = [config.run_id for configs in runs(experiment) for config in configs]
     assert len(set(found)) == len(found)
-    seeds = {config.seed for configs in cells(experiment) for config in configs}
-    assert seeds == ({1} if experiment == "seed" else {1, 2, 3})
+    seeds = {config.seed for configs in runs(experiment) for config in configs}
+    assert seeds == ({1} if experiment == "lesson" else {1, 2, 3})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_smoke(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last cell of every command: a tiny model, two clients, two rounds, a step in each."""
+    """The last run of every command: a tiny model, two clients, two rounds, a step in each."""
     monkeypatch.setattr(run, "backend_of", LocalBackend())
     short: dict[str, RunConfig] = {}
     model = config_of("model=tiny").model
-    for config in (configs[-1] for configs in cells(experiment)):
+    for config in (configs[-1] for configs in runs(experiment)):
         data = config.data.model_copy(update={"heldout_tokens": 64})
         steps = {"local_steps": 1, "local_epochs": 1} if config.local_epochs else {}
         own = {"num_clients": 2, "fraction_fit": 1.0, "data": data, "model": model, **CUT, **steps}
@@ -97,7 +93,7 @@ def text_of(page: str) -> str:
 
 
 def test_every_experiment_has_its_page() -> None:
-    assert set(EXPERIMENTS) - {"small", "seed"} == set(SHOWN)
+    assert set(EXPERIMENTS) - {"small", "lesson"} == set(SHOWN)
     for name in SHOWN:
         assert f"({name}.md)" in text_of("README")
 
@@ -114,7 +110,7 @@ def test_a_page_has_its_experiments_commands_and_all_that_is_known_of_its_runs(n
     recorded = [
         run for sweep in render.trained(text_of(name)) for run in load(PAGES / sweep)["run_id"]
     ]
-    sciences = [with_contents(c).science for configs in cells(name) for c in configs]
+    sciences = [with_contents(c).science for configs in runs(name) for c in configs]
     assert sorted(recorded) == sorted(run_id_of(science, RECORDED_AT) for science in sciences)
     for sweep in render.trained(text_of(name)):
         for mark in (f"<!-- runs {sweep} -->", f"<!-- hashes {sweep} -->"):
@@ -155,24 +151,16 @@ def test_what_is_recorded_of_tables_of_times(
             assert cell in (recorded, " — ")
 
 
-def test_a_sample_to_verify_has_another_run_of_each_sweep(
+def test_what_verified_runs_say_goes_into_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweeps = "five_ways", "layers"
     shutil.copytree(PAGES, tmp_path, dirs_exist_ok=True)
-    alike = set.intersection(*(set(load(PAGES / sweep)["run_id"]) for sweep in sweeps))
-    first, second, *_ = sorted(alike)
-    for folder in (f"five_ways/{first}", f"layers/{first}", f"layers/{second}"):
-        (tmp_path / "outputs" / folder).mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(render, "HERE", tmp_path)
-    monkeypatch.setattr(render, "load_records", lambda paths: None)
     monkeypatch.setattr(render, "verify", lambda words: print(*words))
-    render.verify_a_sample(list(sweeps))
+    render.verify_samples(["layers/0123456789ab", "five_ways/ba9876543210"])
     before, after = ((at / "README.md").read_text("utf-8") for at in (PAGES, tmp_path))
     said = {m[1]: m[0] for m in render.VERIFIED.finditer(before)}  # of other sweeps it stays
-    said["five_ways"] = f"- outputs/five_ways/{first}\n"
-    said["layers"] = f"- outputs/layers/{second}\n"
+    assert len(said) > 2
+    said["five_ways"] = "- docs/results/five_ways/ba9876543210\n"
+    said["layers"] = "- docs/results/layers/0123456789ab\n"
     assert f"<!-- verified -->\n{''.join(said.values())}<!-- end -->" in after
-    with pytest.raises(SystemExit, match="outputs/fedavg has no run of"):
-        render.verify_a_sample(["fedavg"])

@@ -10,19 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import MODULES, OPTIONS, require, why_not
+from fedbw_sweep.sweeps.loggers.base import logger_of
 
 from .conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
+LOGGERS = "tensorboard", "wandb"
+"""Loggers whose extra and module bear the same name."""
+
 DISTRIBUTIONS = {"vl_convert": "vl-convert-python", "flwr_datasets": "flwr-datasets"}
 """What is installed under another name than it is imported by."""
 
-BLOCKED = sorted({module for modules in MODULES.values() for module in modules})
+BLOCKED = sorted({m for modules in [*MODULES.values(), LOGGERS] for m in modules})
 
 BLOCK = f"""
 import sys
@@ -39,7 +42,9 @@ def without_extras(code: str, *arguments: str) -> subprocess.CompletedProcess[st
 def test_each_extra_installs_what_is_looked_for() -> None:
     extras = PROJECT["optional-dependencies"]
     needed = {requirement.split(">=")[0] for requirement in PROJECT["dependencies"]}
-    for extra, modules in MODULES.items():
+    own = {name: (name,) for name in LOGGERS}
+    assert extras.keys() == MODULES.keys() | own.keys() | {"dev", "launchers", "peers"}
+    for extra, modules in (MODULES | own).items():
         brought = {requirement.split(">=")[0] for requirement in extras[extra]}
         assert brought == {DISTRIBUTIONS.get(module, module) for module in modules}
         assert not brought & needed
@@ -56,7 +61,6 @@ def test_each_extra_installs_what_is_looked_for() -> None:
             "needs flwr_datasets, datasets: pip install 'fedbw_sweep[dirichlet]'",
         ),
         ("trainable", "lora", "needs peft: pip install 'fedbw_sweep[lora]'"),
-        ("logger", "tensorboard", "needs tensorboard: pip install 'fedbw_sweep[tensorboard]'"),
     ],
 )
 def test_the_error_names_key_value_and_command(
@@ -70,6 +74,16 @@ def test_the_error_names_key_value_and_command(
         require(key, value)
     assert str(caught.value) == f"{key}={value}: {words}"
     assert OPTIONS[key, value] in words
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_logger_asks_for_its_package(
+    monkeypatch: pytest.MonkeyPatch, run_config: Callable[..., RunConfig], name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError) as caught:
+        logger_of(run_config(f"logger={name}"))
+    assert str(caught.value) == f"logger={name}: needs {name}: pip install 'fedbw_sweep[{name}]'"
 
 
 def test_only_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +104,7 @@ def test_what_uses_an_extra_asks_for_it(
     for module in BLOCKED:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=r"fedbw_sweep\[hub\]"):
-        read_hub(DataConfig(**{**config().model_dump(), "name": "hub", "path": "x"}))
+        read_hub(config(name="hub", path="x"))
     with pytest.raises(ConfigError, match=r"fedbw_sweep\[dirichlet\]"):
         federate(config(partition="dirichlet"), 2, 16, 1, to_bytes)
     lora = run_config("model=tiny", "trainable=lora")
@@ -106,7 +120,7 @@ from fedbw_sweep import plan, verify, status, codecs, __main__
 from fedbw_sweep.backends import flower
 from fedbw_sweep.backends.ray import backend, grid
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import SMALL, config_of
 from tests.local import LocalBackend
 

@@ -32,6 +32,7 @@ ORDER = [
     "compression.coding",
     "compression.quantiser",
     "compression",
+    "testing",
     "sampling",
     "config.groups",
     "config.identity",
@@ -47,7 +48,8 @@ ORDER = [
     "backends",
     "report",
     "bench",
-    "sweep",
+    "sweeps",
+    "api",
     "status",
     "verify",
     "plan",
@@ -113,13 +115,16 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
     assert users("constriction") == {"compression/coding/ans.py"}
     ray = {f"backends/ray/{name}.py" for name in ("cluster", "grid", "node")}
     assert users("ray") == ray
+    assert not users("ray._private", "ray._raylet")
     assert users("flwr.supercore") == {"backends/ray/grid.py"}
     assert users("flwr.simulation") == {"backends/flower.py"}
+    assert users("hydra.core.override_parser.overrides_parser") == {"sweeps/grid.py"}
+    assert not users("hydra._internal", "omegaconf._")
 
 
 LIGHT = {
     *("compression", "report", "records", "config", "data", "sampling", "cost"),
-    *("status", "verify", "plan"),
+    *("status", "verify", "plan", "testing"),
 }
 
 
@@ -148,6 +153,7 @@ SMALL = 60
 
 TESTED_BY = {
     "backends.base": "backends/test_flower.py",  # through each backend
+    "backends.ray.backend": "sweeps/test_simulation.py",
     "backends.ray.nursery": "backends/ray/test_node.py",  # which starts it
     "bench.measures": "test_codecs.py",  # through the command, by each column's definition
     "compression.base": "compression/test_contract.py",  # with every method
@@ -163,6 +169,7 @@ TESTED_BY = {
     "cost.downlink": "federation/test_downlink.py",  # against what is sent
     "data.federate": "data/test_partition.py",  # as everything that divides text
     "federation.client": "federation/test_rounds.py",
+    "federation.exchange": "federation/test_rounds.py",
     "federation.job": "federation/test_rounds.py",
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",
@@ -178,14 +185,18 @@ TESTED_BY = {
     "records.status": "records/test_damage.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
+    "report.build": "report/test_spec.py",
     "report.charts": "report/test_page.py",  # in a browser
     "report.drawing": "report/test_figure.py",
+    "report.ranking": "report/test_reported.py",
     "report.table": "test_main.py",  # as the command prints it
-    "sweep.grid": "test_plan.py",
-    "sweep.launcher": "test_main.py",
-    "sweep.preflight": "test_main.py",
-    "sweep.progress": "test_main.py",
-    "sweep.run": "test_main.py",
+    "sweeps.grid": "test_plan.py",
+    "sweeps.plugin": "test_main.py",
+    "sweeps.preflight": "test_main.py",
+    "sweeps.progress": "test_main.py",
+    "sweeps.run": "test_main.py",
+    "sweeps.sweep": "test_main.py",
+    "testing": "compression/test_contract.py",
 }
 """Larger modules without a file of tests of their own name, and the file that tests each."""
 

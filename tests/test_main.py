@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from fedbw_sweep import __main__ as cli
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.sweep import launcher, preflight, run
+from fedbw_sweep.sweeps import plugin, preflight, run, sweep
 
 from .conftest import SMALL
 from .local import LocalBackend
@@ -42,8 +45,7 @@ def command(
 
     monkeypatch.setattr(run, "backend_of", Backend())
     monkeypatch.setattr(preflight, "backend_of", Backend())
-    monkeypatch.setattr(launcher, "backend_of", Backend())
-    monkeypatch.setattr(launcher, "command", launcher.Command())
+    monkeypatch.setattr(sweep, "backend_of", Backend())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -79,6 +81,13 @@ def command(
         (["hydra.run.dir=file/out"], ["file/out", "cannot be written"]),
         (["-m", "seed=1,2", "hydra.sweep.dir=file/out"], ["file/out", "cannot be written"]),
         (["no_such_key=1"], ["no_such_key"]),
+        (["-m", "compression=glob(zz*)"], ["compression=glob(zz*)", "names no value", "topk"]),
+        (["seed=range(3,3)"], ["seed=range(3,3)", "names no value"]),
+        (["sweep=aa,bb"], ["sweep=aa,bb", "makes no difference", "give sweep one value"]),
+        (["network=home,4g"], ["network=home,4g", "makes no difference"]),
+        (["device=auto,cpu", "logger=none"], ["device=auto,cpu", "makes no difference"]),
+        (["seed=1,2,1"], ["two points of the grid are this same run"]),
+        (["objective=luck"], ["objective=luck", "loss", "total_bytes"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -141,16 +150,6 @@ def test_a_failed_run_does_not_stop_the_sweep(command: object, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_cells_are_composed_by_us_alone(
-    command: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A fifth of a second each, and Hydra's own sweeper and launcher compose every cell.
-    monkeypatch.delattr(ConfigLoaderImpl, "load_sweep_config")
-    code, _, trained = command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
-    assert (code, trained) == (0, 2)
-
-
-@pytest.mark.slow
 def test_an_error_of_ours_ends_a_sweep_as_one(
     command: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,8 +157,55 @@ def test_an_error_of_ours_ends_a_sweep_as_one(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(RunRecord, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
+    code, printed, _ = command("-m", *SMALL, "rounds=1", "seed=1,2")  # type: ignore[operator]
+    assert code == 1
+    assert "No space left on device" in printed
+
+
+@pytest.mark.slow
+def test_when_all_runs_fail_their_reasons_are_said(command: object, tmp_path: Path) -> None:
+    code, printed, trained = command(*SMALL, "lr=1e30", "optimizer=sgd", "local_steps=3")  # type: ignore[operator]
+    assert (code, trained) == (1, 1)
+    assert "loss is nan" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "outputs" / "main" / "loss_against_bytes.png").exists()
+
+
+@pytest.mark.slow
+def test_another_sweeper_is_told_the_objective(
+    command: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    task = plugin.Command.__call__
+
+    def telling(self: plugin.Command, cfg: DictConfig) -> float:
+        told.append(task(self, cfg))
+        return told[-1]
+
+    monkeypatch.setattr(plugin.Command, "__call__", telling)
+    arguments = [*SMALL, "rounds=1", "hydra/sweeper=basic", "objective=uplink_bytes"]
+    code, _, trained = command("-m", *arguments, "compression=none,topk")  # type: ignore[operator]
+    assert (code, trained) == (0, 2)
+    table = pd.read_csv(tmp_path / "outputs" / "main" / "results.csv")
+    assert told == table["uplink_bytes"].tolist()
+    assert told[0] == 2 * 4 * 1_320_960
+
+    told.clear()
+    arguments = [*SMALL, "rounds=1", "hydra/sweeper=basic", "optimizer=sgd", "local_steps=3"]
+    code, _, trained = command("-m", *arguments, "lr=1e30,1e-3")  # type: ignore[operator]
+    assert (code, trained) == (1, 2), "a run failed"
+    assert told[0] == math.inf > told[1]
+
+
+def test_completion_names_the_choices() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fedbw_sweep", "-sc", "query=bash"],
+        env={**os.environ, "COMP_LINE": "fedbw_sweep compression=to"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["compression=topk"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""The plan of a sweep, and the cells it is made of."""
+"""The plan of a sweep, and the runs it is made of."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -14,10 +15,11 @@ from omegaconf import OmegaConf
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
+from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.plan import duration, main, plan
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.sweep.grid import Composer, expand
+from fedbw_sweep.sweeps.grid import Composer, expand, runs_of
 
 from .conftest import ROOT
 
@@ -43,23 +45,66 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ["model=pythia-12b,tiny", "data=text", "network=campus", "model.name=x"],
     ],
 )
-def test_cells_are_composed_as_hydra_does(overrides: list[str]) -> None:
+def test_runs_are_composed_as_hydra_does(overrides: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cells = list(Composer("config").cells(overrides))
+        composer = Composer("config")
+        runs = composer.grid(overrides)
         swept = [word for word in overrides if "," in word and "{" not in word]
         params = ["compression", "seed"] if "experiment=few_bytes" in overrides else []
-        assert len(cells) == 2 ** len(swept) * (3 if "seed" in params else 1)
-        for lines, config in cells:
+        assert len(runs) == 2 ** len(swept) * (3 if "seed" in params else 1)
+        for lines in runs:
+            config = composer.config(lines)
             assert config == hydra.compose("config", lines), lines
             assert OmegaConf.is_struct(config)
 
 
-def test_a_grid_is_hydras() -> None:
+def test_runs_of_equal_choices_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compose, composed = hydra.compose, []
+    monkeypatch.setattr(hydra, "compose", lambda *a, **b: composed.append(a) or compose(*a, **b))
+    runs = list(runs_of(["experiment=small", "lr=1e-3,2e-3", "seed=range(1,9)"]))
+    assert len(runs) == 16
+    assert len(composed) == 1
+    runs = list(runs_of(["compression=topk,int8", "server=fedavg,diloco", "seed=1,2"]))
+    assert len({config.run_id for _, config in runs}) == 8
+    assert len(composed) == 2
+
+
+@pytest.fixture
+def _in_hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("_in_hydra")
+def test_a_grid_is_every_combination() -> None:
     assert expand(["seed=range(1,4)", "rounds=2"]) == [
         ["seed=1", "rounds=2"],
         ["seed=2", "rounds=2"],
         ["seed=3", "rounds=2"],
     ]
+    assert expand(["lr=1e-3,2e-3"], {"seed": "1,2", "lr": 1}) == [
+        ["seed=1", "lr=0.001"],
+        ["seed=1", "lr=0.002"],
+        ["seed=2", "lr=0.001"],
+        ["seed=2", "lr=0.002"],
+    ]
+    names = [line for [line] in expand(["compression=glob(int*)"])]
+    assert names == ["compression=int2", "compression=int4", "compression=int8"]
+
+
+@pytest.mark.usefixtures("_in_hydra")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=range(3,3)", "seed=range(3,3): names no value"),
+        ("compression=glob(zz*)", "names no value; there are bf16, "),
+        ("data=glob([x*])", "names no value; there are hub, shakespeare, text"),
+        ("lr=interval(0,1)", "lr=interval(0,1): a grid has no points of an interval"),
+    ],
+)
+def test_a_grid_without_points_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        expand([override])
 
 
 def test_the_formula_is_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,11 +126,11 @@ def test_clients_that_are_no_product_and_those_that_drop_out(
 ) -> None:
     main(["model=tiny", "num_clients=33", "compression=none", "rounds=2", "clients.dropout=0.5"])
     text = capsys.readouterr().out
-    [cell] = plan(
+    [run] = plan(
         ["model=tiny", "num_clients=33", "compression=none", "rounds=2", "clients.dropout=0.5"]
     )
-    assert cell.prediction is not None
-    lost = 8 - sum(cell.prediction.received)
+    assert run.prediction is not None
+    lost = 8 - sum(run.prediction.received)
     assert 0 < lost < 8
     assert "(5,283,840 B + 5,283,840 B) x 4 of 33 x 2" in text
     assert f"- {lost} x 5,283,840 B that drop out = {(16 - lost) * 5_283_840:,} B" in text
@@ -115,10 +160,10 @@ def test_an_estimate_comes_from_recorded_runs_where_there_are(
         record.rounds = [{"round": 0}]
         record.write(folder)
     collect(folder)
-    [cell] = plan(["compression=topk"])
-    assert cell.prediction is not None
-    assert cell.prediction.update_bytes == 200
-    assert cell.prediction.basis == "estimate: 2 runs of this method recorded in outputs/main"
+    [run] = plan(["compression=topk"])
+    assert run.prediction is not None
+    assert run.prediction.update_bytes == 200
+    assert run.prediction.basis == "estimate: 2 runs of this method recorded in outputs/main"
     main(["compression=topk"])
     assert "+ about 200 B) x 32" in capsys.readouterr().out
     [dense] = plan(["compression=none"])
@@ -130,9 +175,9 @@ def test_further_choices(tmp_path: Path) -> None:
     (tmp_path / "compression").mkdir()
     own = (CONF / "compression" / "int8.yaml").read_text().replace("int8", "mine")
     (tmp_path / "compression" / "mine.yaml").write_text(own.replace("128", "64"))
-    [cell] = plan(["compression=mine", "model=tiny"], tmp_path)
-    assert cell.prediction is not None
-    assert cell.prediction.update_bytes == 1_320_960 + 2 * 1_320_960 // 64 + 4
+    [run] = plan(["compression=mine", "model=tiny"], tmp_path)
+    assert run.prediction is not None
+    assert run.prediction.update_bytes == 1_320_960 + 2 * 1_320_960 // 64 + 4
 
 
 @pytest.mark.parametrize(
@@ -155,7 +200,7 @@ def test_a_wrong_override_is_named(
         assert word in text
 
 
-def test_many_cells_show_the_first_formulas(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_runs_show_the_first_formulas(capsys: pytest.CaptureFixture[str]) -> None:
     main(["seed=range(1,15)"])
     text = capsys.readouterr().out
     assert text.count("seed=") == 12

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedbw_sweep.config.defaults import offered
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.sampling import BySize, RoundRobin, Sampler, SamplingRule, Uniform
+from fedbw_sweep.sampling import BySize, Numbers, RoundRobin, Sampler, SamplingRule, Uniform
+from tests.conftest import config_of
 
-RULES = (Uniform(), BySize(), RoundRobin())
+RULES = [config_of(f"sampling={name}").sampler().rule for name in offered("sampling")]
 SIZES = np.array([1, 2, 3, 4, 90])
 
 
@@ -102,3 +106,18 @@ def test_a_rule_is_chosen_by_config(run_config: Callable[..., RunConfig]) -> Non
         run_config("sampling._target_=collections.Counter")
     with pytest.raises(ConfigError, match=r"sampling=uniform: .*count"):
         run_config("+sampling.count=3")
+
+
+@dataclass(frozen=True)
+class Wrong(SamplingRule):
+    chosen: tuple[float, ...]
+
+    def choose(self, *arguments: Any) -> Numbers:
+        return np.array(self.chosen)
+
+
+@pytest.mark.parametrize("chosen", [(0, 4), (-1, 0), (1,), (0, 1, 2), (0.0, 1.0)])
+def test_a_rule_that_chooses_what_are_no_clients_is_refused(chosen: tuple[float, ...]) -> None:
+    sampler = Sampler(Wrong(chosen), seed=1, num_clients=4, count=2, dropout=0.0)
+    with pytest.raises(ConfigError, match=r"sampling=Wrong: .* must be 2 whole numbers"):
+        sampler.cohort(1)

@@ -27,41 +27,41 @@ Build = Callable[..., RunConfig]
 @pytest.fixture
 def sweep(run_config: Build, tmp_path: Path) -> tuple[Path, list[RunConfig]]:
     """Two runs done in 10 and 30 s, one failed, one at round 1 of 4, one never started."""
-    cells = [run_config("model=tiny", "rounds=4", f"seed={seed}") for seed in range(5)]
-    announce(cells, tmp_path)
-    for cell, seconds in zip(cells, (10, 30), strict=False):
-        record = finished(cell)
+    configs = [run_config("model=tiny", "rounds=4", f"seed={seed}") for seed in range(5)]
+    announce(configs, tmp_path)
+    for config, seconds in zip(configs, (10, 30), strict=False):
+        record = finished(config)
         for row in record.timing:
             row["round_seconds"] = seconds / len(record.timing)
         record.write(tmp_path)
-    failed = finished(cells[2])
+    failed = finished(configs[2])
     failed.status, failed.error = "failed", "Traceback\nValueError: too hot"
     failed.write(tmp_path)
-    Heartbeat(cells[3], tmp_path)({"round": 1, "loss": 3.25})
-    return tmp_path, cells
+    Heartbeat(configs[3], tmp_path)({"round": 1, "loss": 3.25})
+    return tmp_path, configs
 
 
 def test_every_state_is_told_with_its_reason(sweep: tuple[Path, list[RunConfig]]) -> None:
-    folder, cells = sweep
+    folder, configs = sweep
     runs, left = sweep_status(folder)
     told = runs.set_index("run_id")
-    assert [told["status"][cell.run_id] for cell in cells] == [
+    assert [told["status"][config.run_id] for config in configs] == [
         "done", "done", "failed", "running", "missing"
     ]  # fmt: skip
-    assert told["detail"][cells[2].run_id] == "ValueError: too hot"
-    assert "round 1 of 4, loss 3.250" in told["detail"][cells[3].run_id]
-    assert "never recorded" in told["detail"][cells[4].run_id]
-    assert "seed=3" in told["settings"][cells[3].run_id]
+    assert told["detail"][configs[2].run_id] == "ValueError: too hot"
+    assert "round 1 of 4, loss 3.250" in told["detail"][configs[3].run_id]
+    assert "never recorded" in told["detail"][configs[4].run_id]
+    assert "seed=3" in told["settings"][configs[3].run_id]
     # (three quarters of a run + a whole one) x the median of 10 and 30 s, one at a time
     assert left == pytest.approx(1.75 * 20)
 
 
 def test_a_dead_process_is_not_running(sweep: tuple[Path, list[RunConfig]]) -> None:
-    folder, cells = sweep
+    folder, configs = sweep
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    path = folder / cells[3].run_id / RUNNING
+    path = folder / configs[3].run_id / RUNNING
     state = json.loads(path.read_text())
     assert read_running(path.parent) == state
     assert state["pid"] == os.getpid()
@@ -79,10 +79,10 @@ def test_a_dead_process_is_not_running(sweep: tuple[Path, list[RunConfig]]) -> N
 def test_the_finished_run_takes_the_place_of_the_running_one(
     sweep: tuple[Path, list[RunConfig]],
 ) -> None:
-    folder, cells = sweep
-    finished(cells[3]).write(folder)
-    assert not (folder / cells[3].run_id / RUNNING).exists()
-    assert sweep_status(folder)[0].set_index("run_id")["status"][cells[3].run_id] == "done"
+    folder, configs = sweep
+    finished(configs[3]).write(folder)
+    assert not (folder / configs[3].run_id / RUNNING).exists()
+    assert sweep_status(folder)[0].set_index("run_id")["status"][configs[3].run_id] == "done"
 
 
 def test_the_command(

@@ -13,7 +13,7 @@ import yaml
 from fedbw_sweep import verify
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.records.collect import collect
-from fedbw_sweep.sweep import run as run_module
+from fedbw_sweep.sweeps import run as run_module
 
 from .conftest import SMALL, config_of, refuses
 from .local import LocalBackend

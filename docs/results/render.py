@@ -2,7 +2,7 @@
 
 python docs/results/render.py PAGE...
 python docs/results/render.py --recorded PAGE...
-python docs/results/render.py --verify SWEEP...
+python docs/results/render.py --verify SWEEP/RUN_ID...
 
 A page names its commands in its first block of code: those that train, then the report's. This runs
 the report's, on what the others left in ``outputs/``, and replaces what stands between a mark and
@@ -10,8 +10,9 @@ the report's, on what the others left in ``outputs/``, and replaces what stands 
 ``<!-- codecs -->``. The figures shown of ``SWEEP/`` are those of the last report that reads it
 first. The results.csv and rounds.csv of what the page trains are kept in ``SWEEP/`` beside it, so
 that its tables can be made again: ``tests/test_experiments.py`` does, and ``--recorded`` fills a
-page from them, when the report has changed and the runs have not. ``--verify`` does a run of each
-sweep again and puts what it found into README.md, in the place of what it said of that sweep.
+page from them, when the report has changed and the runs have not. ``--verify``, in the repository's
+root, does runs again and puts what it found into README.md, in the place of what it said of their
+sweeps.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from fedbw_sweep.verify import main as verify
 
 HERE = Path(__file__).parent
 BLOCK = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-VERIFIED = re.compile(r"^- outputs/(\w+)/(\w+): .*\n", re.MULTILINE)
+VERIFIED = re.compile(r"^- docs/results/(\w+)/\w+: .*\n", re.MULTILINE)
 FIGURE = re.compile(r"!\[[^]]*\]\((\w+)/(\w+)\.png\)")
 SHOWN = ("python", "torch", "transformers", "flwr", "ray", "numpy")
 TIMED = {"table diloco", "table communication_time"}
@@ -104,13 +105,14 @@ def tables(out: Path) -> dict[str, str]:
 
 
 def hashes(sweep: str) -> str:
-    """List the runs kept of a sweep by their hashes: a row per cell, a column per seed."""
+    """List the runs kept of a sweep by their hashes: a row per configuration, a column per seed."""
     runs = load(HERE / sweep)
     runs = runs.sort_values(settings_of(runs), kind="stable")
-    cells = runs.assign(cell=run_labels(runs, settings_of(runs)), run_id="`" + runs["run_id"] + "`")
-    listed = cells.pivot_table("run_id", "cell", "seed", "first", sort=False).fillna("")
+    labels = run_labels(runs, settings_of(runs))
+    runs = runs.assign(configuration=labels, run_id="`" + runs["run_id"] + "`")
+    listed = runs.pivot_table("run_id", "configuration", "seed", "first", sort=False).fillna("")
     rows = [["run", *(f"seed {seed}" for seed in listed)], ["---"] * (1 + len(listed.columns))]
-    rows += [[cell, *ids] for cell, *ids in listed.itertuples()]
+    rows += [[label, *ids] for label, *ids in listed.itertuples()]
     lines = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
     return f"<details><summary>The hash of each run</summary>\n\n{lines}\n</details>\n"
 
@@ -186,32 +188,22 @@ def render_recorded(name: str) -> None:
     render(name, {block: known[block] for block in TIMED & set(known)}, kept(page))
 
 
-def verify_a_sample(names: list[str]) -> None:
-    """Do a run of each sweep again, another one each time; say in README.md what came of it.
-
-    It is the first of those in ``outputs/``, and has to be what is kept beside the pages.
-    """
+def verify_samples(runs: list[str]) -> None:
+    """Do recorded runs again, each named ``SWEEP/RUN_ID``; say in README.md what came of it."""
     readme = HERE / "README.md"
     page = readme.read_text(encoding="utf-8")
     found = {m[1]: m[0] for m in VERIFIED.finditer(page)}
-    chosen = {m[2] for m in VERIFIED.finditer(page) if m[1] not in names}
-    for name in names:
-        known = [run for run in load(HERE / name)["run_id"] if Path("outputs", name, run).exists()]
-        if not (left := set(known) - chosen):
-            raise SystemExit(f"outputs/{name} has no run of {HERE / name / RESULTS}; do one first")
-        folder = Path("outputs", name, min(left))
-        chosen.add(folder.name)
-        load_records([folder, HERE / name])  # refuses different numbers of one run
+    for run in runs:
         said = StringIO()
         with redirect_stdout(said):
-            verify([str(folder)])
-        found[name] = f"- {said.getvalue()}"
+            verify([str(Path("docs", "results", run))])
+        found[run.partition("/")[0]] = f"- {said.getvalue()}"
     readme.write_text(fill(page, {"verified": "".join(found.values())}), encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--verify"]:
-        verify_a_sample(sys.argv[2:])
+        verify_samples(sys.argv[2:])
     elif sys.argv[1:2] == ["--recorded"]:
         for given in sys.argv[2:]:
             render_recorded(given)

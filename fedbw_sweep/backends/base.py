@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from hydra.utils import get_class
 
 from fedbw_sweep.config.groups import BackendConfig
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.errors import ConfigError
 
 if TYPE_CHECKING:  # it imports torch, which loads while a backend starts
     from fedbw_sweep.federation.job import Job, Sink
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Executes the clients of runs, and the server where the backend has a place of its own."""
 
@@ -44,17 +47,20 @@ class Backend(Protocol):
         """
 
 
-BACKENDS = {
-    "ray": "fedbw_sweep.backends.ray.backend:RayBackend",
-    "flower": "fedbw_sweep.backends.flower:FlowerBackend",
-}
-"""Each choice of ``conf/backend``: its module, imported when it is chosen, and its class."""
-
-
 def backend_of(config: BackendConfig) -> Backend:
-    """Make the backend that ``backend`` names."""
-    module, _, name = BACKENDS[config.name].partition(":")
-    backend: Backend = getattr(import_module(module), name)(config)
+    """Make the backend that ``backend`` names.
+
+    Raises
+    ------
+    ConfigError
+        If its class is not there, or is no backend's.
+    """
+    try:
+        backend = get_class(config.target)(config)
+    except (ImportError, ValueError) as error:
+        raise ConfigError("backend._target_", config.target, str(error)) from None
+    if not isinstance(backend, Backend):
+        raise ConfigError("backend._target_", config.target, "must be a Backend")
     return backend
 
 

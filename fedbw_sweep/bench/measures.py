@@ -33,7 +33,7 @@ COLUMNS = {
     "unbiased_bits": "the same for an unbiased code of one variance",
     "lloyd_max_nmse": "least NMSE of a scalar quantiser of Gaussians at these whole bits",
     "percent_of_bound": "100 x bound_bits / bits, of unbiased methods 100 x unbiased_bits / bits; "
-    "above 100 the update is not Gaussian noise",
+    "the bounds are those of independent Gaussian coordinates: above 100 they are not independent",
     "index_bound_bits": "log2 C(n, k) / n for the k coordinates that arrive, if fewer than half do",
     "encode_mb_s": "dense MB encoded per second, median",
     "decode_mb_s": "dense MB decoded per second, median",

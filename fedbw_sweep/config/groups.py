@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import inf
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
@@ -32,20 +33,27 @@ class CompressionConfig(Choice):
         return self.build("downlink").codes_weights and not self.error_feedback
 
     @classmethod
-    def expand(cls, method: str) -> Iterator[tuple[str, Self]]:
+    def expand(cls, method: str, folders: Sequence[Path] = (CONF,)) -> Iterator[tuple[str, Self]]:
         """Yield the choices that ``"topk density=0.01,0.1"`` names, one for each combination.
+
+        Parameters
+        ----------
+        method : str
+            A choice's name, then parameters; commas separate values.
+        folders : sequence of pathlib.Path
+            Where ``compression/<name>.yaml`` is looked for; the last that has it decides.
 
         Raises
         ------
         ConfigError
-            If there is no such choice in ``conf/compression``.
+            If there is no such choice.
         """
         name, *parameters = method.split()
-        path = CONF / "compression" / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        paths = {p.stem: p for folder in folders for p in (folder / "compression").glob("*.yaml")}
+        if name not in paths:
+            known = ", ".join(sorted(paths))
             raise ConfigError("methods", method, f"no such method; there are: {known}")
-        choice = yaml.safe_load(path.read_text(encoding="utf-8"))
+        choice = yaml.safe_load(paths[name].read_text(encoding="utf-8"))
         swept = [parameter.partition("=") for parameter in parameters]
         for values in product(*(value.split(",") for _, _, value in swept)):
             pairs = [f"{key}={value}" for (key, _, _), value in zip(swept, values, strict=True)]
@@ -74,6 +82,25 @@ class CompressionConfig(Choice):
                 "residual would grow without bound",
             )
         return built
+
+
+def compressor(method: str) -> Compressor:
+    """Make a compressor of ``conf/compression``.
+
+    Parameters
+    ----------
+    method : str
+        Its name, and parameters that differ from its file's: ``"topk density=0.1"``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such compressor, or a parameter is not allowed.
+    """
+    choices = [choice for _, choice in CompressionConfig.expand(method)]
+    if len(choices) > 1:
+        raise ConfigError("method", method, "names several; give each parameter one value")
+    return choices[0].build()
 
 
 def _setting(value: object) -> bool | float:
@@ -106,6 +133,9 @@ class ModelConfig(Section):
     """Which causal language model, and where its weights come from."""
 
     name: str
+    target: str | None = Field(
+        default=None, alias="_target_", description="what builds a model of the user's own"
+    )
     weights: Literal["random", "pretrained"]
     name_or_path: str | None = Field(
         description="a hub name, a folder written by save_pretrained, or a GGUF file"
@@ -146,7 +176,8 @@ TrainableConfig = Annotated[
 class DataConfig(Section):
     """Which text, how it is split into training and held-out parts and spread over clients."""
 
-    name: Literal["shakespeare", "text", "hub"]
+    name: str
+    target: str = Field(alias="_target_", description="the function that reads the text")
     partition: Literal["natural", "iid", "dirichlet"]
     alpha: float = Field(gt=0, allow_inf_nan=False, description="Dirichlet concentration, above 0")
     min_characters: int = Field(ge=0, description="characters a natural client must have")
@@ -170,9 +201,11 @@ class ClientsConfig(Section):
 class BackendConfig(Section):
     """What executes the clients; changes nothing in the results."""
 
-    name: Literal["ray", "flower"]
+    name: str
+    target: str = Field(alias="_target_", description="the backend's class")
     workers: int | None = Field(ge=1, description="processes, at least 1, or null: one per core")
     client_timeout_s: float = Field(gt=0, description="seconds, above 0")
+    start_timeout_s: float = Field(default=300, gt=0, description="seconds, above 0")
     address: str | None = Field(default=None, description="host:port, auto, or null: start Ray")
     runs: int | None = Field(default=1, ge=1, description="runs at a time, at least 1, or null")
     client_gpus: float | None = Field(default=None, ge=0, description="GPUs a client, or null")

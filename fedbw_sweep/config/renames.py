@@ -17,14 +17,22 @@ KEYS = {
     "server.server_learning_rate": "server.lr",
     "server.server_momentum": "server.momentum",
     "server.eta": "server.lr",
+    "hydra.run.dir": "hydra.sweep.dir",
 }
 """Dotted keys: old name -> today's."""
 
 GROUPS = {"way": "preset"}
 """Config groups: old name -> today's."""
 
-_INSIDE = {old: (*old.split("."), new.partition(".")[2]) for old, new in KEYS.items()}
-"""Old key -> its group, its old name there, and today's."""
+CHOICES = {"experiment": {"seed": "lesson"}}
+"""Choices of a config group: old name -> today's."""
+
+_INSIDE = {
+    old: (*old.split("."), new.partition(".")[2])
+    for old, new in KEYS.items()
+    if not old.startswith("hydra.")
+}
+"""Old key of a run -> its group, its old name there, and today's."""
 
 
 def rename_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -49,7 +57,12 @@ def rename_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
         today = (KEYS | GROUPS).get(bare, bare)
         if today != bare:
             notes.append(f"{bare} is now called {today}")
-        renamed.append(key[: len(key) - len(bare)] + today + equals + value)
+        choices = value.split(",")
+        for old, new in CHOICES.get(bare, {}).items():
+            if old in choices:
+                notes.append(f"{bare}={old} is now called {bare}={new}")
+                choices = [new if choice == old else choice for choice in choices]
+        renamed.append(key[: len(key) - len(bare)] + today + equals + ",".join(choices))
     return renamed, notes
 
 

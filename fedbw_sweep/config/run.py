@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from functools import cache
 from math import floor
 from typing import Any, Literal, Self
 
+from omegaconf import DictConfig
 from pydantic import Field
 
 from fedbw_sweep.config.defaults import choice, groups, is_own, with_defaults
@@ -23,10 +25,13 @@ from fedbw_sweep.config.groups import (
 from fedbw_sweep.config.identity import numerics_of, run_id_of
 from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.config.section import Choice, Section
+from fedbw_sweep.console import message_console
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
 
-EXECUTION_KEYS = frozenset({"backend", "device", "logger", "network", "sweep", "verbose"})
+EXECUTION_KEYS = frozenset(
+    {"backend", "device", "logger", "network", "objective", "sweep", "verbose"}
+)
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
 
@@ -58,7 +63,8 @@ class RunConfig(Section):
     backend: BackendConfig
     network: NetworkConfig
     device: Literal["auto", "cpu", "cuda"]
-    logger: Literal["none", "tensorboard"]
+    logger: Choice
+    objective: str
     sweep: str
     verbose: bool
 
@@ -67,19 +73,31 @@ class RunConfig(Section):
         """Validate plain values, the compressors' parameters included; see `from_hydra`.
 
         Keys may have their former names, and one that a choice of the package lacks counts as its
-        default.
+        default. Error feedback that a method has by default is off where weights are uploaded.
         """
         config = super().from_dict(_with_classes(with_defaults(rename_settings(values))))
         config.compression.build()
         config.downlink.build("downlink")
         config.sampler()
-        if config.upload == "weights" and config.compression.error_feedback:
+        if config.upload != "weights" or not config.compression.error_feedback:
+            return config
+        offered = choice("compression", config.compression.name)
+        if offered is not None and not offered["error_feedback"]:
             raise ConfigError(
                 "upload",
                 config.upload,
                 "leaves nothing for error feedback to make up for: weights that were not sent are "
-                "in the next ones anyway; add compression.error_feedback=false",
+                "in the next ones anyway; leave compression.error_feedback out",
             )
+        without = config.compression.model_copy(update={"error_feedback": False})
+        return config.model_copy(update={"compression": without})
+
+    @classmethod
+    def from_hydra(cls, cfg: DictConfig) -> Self:
+        """Validate a composed Hydra config, and say what `from_dict` has switched off."""
+        config = super().from_hydra(cfg)
+        if cfg.compression.get("error_feedback") and not config.compression.error_feedback:
+            _say_switched_off(config.compression.name)
         return config
 
     @property
@@ -112,7 +130,7 @@ class RunConfig(Section):
         """What determines the results, as plain values."""
         plain = self.model_dump(by_alias=True, exclude=set(EXECUTION_KEYS))
         for key, section in plain.items():
-            if key in groups() and is_own(key, section):
+            if key in groups() and (is_own(key, section) or section.get("_target_") is None):
                 section.pop("_target_", None)
         return plain
 
@@ -128,11 +146,20 @@ class RunConfig(Section):
         return run_id_of(science, numerics_of(science))
 
 
+@cache
+def _say_switched_off(method: str) -> None:
+    message_console().print(
+        f"compression={method} upload=weights: without error feedback, which is for updates"
+    )
+
+
 def _with_classes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the classes of the choices that the package offers: records do not name them."""
     filled = dict(values)
     for key in groups().keys() & filled.keys():
         section = filled[key]
+        if isinstance(section, str) and key in EXECUTION_KEYS:  # logger was no group before
+            section = filled[key] = choice(key, section) or section
         if isinstance(section, Mapping) and is_own(key, section):
             offered = choice(key, section["name"]) or {}
             if "_target_" in offered:

@@ -24,7 +24,12 @@ class Section(BaseModel):
 
     # Built when first used, once with what it is part of: a command starts sooner.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, protected_namespaces=(), defer_build=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        protected_namespaces=(),
+        defer_build=True,
+        serialize_by_alias=True,
     )
 
     @classmethod
@@ -75,12 +80,14 @@ class Choice(Section):
             Under `group`, if the class is not there, or a parameter is unknown or not allowed.
         """
         try:
-            return get_class(self.target)(*arguments, **keywords, **self.parameters)
+            own = get_class(self.target)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{group}._target_", self.target, str(error)) from None
+        try:
+            return own(*arguments, **keywords, **self.parameters)
         except ConfigError as error:
             raise error.under(group) from None
-        except ImportError as error:
-            raise ConfigError(f"{group}._target_", self.target, str(error)) from None
-        except (TypeError, ValueError) as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise ConfigError(group, self.name, str(error)) from None
 
 

@@ -109,7 +109,8 @@ def run_seconds(network: NetworkConfig, runs: pd.DataFrame, messages: pd.DataFra
     """
     by_round = round_seconds(network, messages).reset_index(name="seconds")
     last = runs.set_index("run_id")["rounds_to_target"]
-    until = by_round["round"] <= by_round["run_id"].map(last).fillna(-1)
+    # Of no messages, pandas makes all columns text.
+    until = by_round["round"].astype(int) <= by_round["run_id"].map(last).astype("Int64").fillna(-1)
     total = by_round.groupby("run_id", observed=True)["seconds"]
     to_target = by_round["seconds"].where(until, 0.0).groupby(by_round["run_id"], observed=True)
     return (

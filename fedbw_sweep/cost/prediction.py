@@ -29,7 +29,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True)
 class Prediction:
-    """A run's payload, by the seed's formula.
+    """A run's payload, by the bandwidth formula.
 
     Attributes
     ----------

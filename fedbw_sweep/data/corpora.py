@@ -5,18 +5,17 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pandas as pd
+from hydra.utils import get_method
 
 from fedbw_sweep.config.groups import DataConfig
 from fedbw_sweep.data.heldout import mark_heldout
-from fedbw_sweep.data.plays import read_plays
-from fedbw_sweep.data.readers import read_hub, read_text_file
 from fedbw_sweep.errors import ConfigError
 
 
 def load_corpus(cfg: DataConfig) -> pd.DataFrame:
     """Read the configured corpus and mark what is held out.
 
-    The last one is kept, since every cell of a sweep asks for it: treat it as read-only. A file
+    The last one is kept, since every run of a sweep asks for it: treat it as read-only. A file
     that was edited is another corpus where `cfg` names its content.
 
     Parameters
@@ -42,8 +41,14 @@ def load_corpus(cfg: DataConfig) -> pd.DataFrame:
 
 @lru_cache(maxsize=1)
 def _load_corpus(cfg: DataConfig) -> pd.DataFrame:
-    read = {"shakespeare": read_plays, "text": read_text_file, "hub": read_hub}[cfg.name]
+    try:
+        read = get_method(cfg.target)
+    except (ImportError, ValueError) as error:
+        raise ConfigError("data._target_", cfg.target, str(error)) from None
     corpus = read(cfg)
+    if not isinstance(corpus, pd.DataFrame) or not {"text", "client", "label"} <= set(corpus):
+        wanted = "must return a DataFrame with the columns text, client and label"
+        raise ConfigError("data._target_", cfg.target, wanted)
     corpus = corpus[corpus["text"].str.strip() != ""].reset_index(drop=True)
     if corpus.empty:
         raise ConfigError("data.path", cfg.path, "has no text; every record is blank")

@@ -3,7 +3,7 @@
 The corpus is split first and partitioned second. A record (a speech, a paragraph, a row) is marked
 as training or held-out text once, before anything is known about clients, so that held-out text is
 in no client's training text whatever the number of clients, the partition or the seed, and the
-held-out loss of every cell of a sweep is over the same tokens.
+held-out loss of every run of a sweep is over the same tokens.
 """
 
 from __future__ import annotations

@@ -39,6 +39,10 @@ class ClientTokens(Sequence[Tokens]):
         flat = np.concatenate([np.empty(0, np.int32), *clients], dtype=np.int32)
         return cls(flat, np.cumsum([len(tokens) for tokens in clients], dtype=np.int64))
 
+    def sequences(self, sequence_length: int) -> Rows:
+        """Count each client's training sequences: shape (clients,), see `windows`."""
+        return (np.diff(self.ends, prepend=0) - 1) // sequence_length
+
     def __len__(self) -> int:
         return len(self.ends)
 

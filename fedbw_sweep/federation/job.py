@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -86,7 +85,7 @@ def serve(job: Job, grid: Grid, sink: Sink) -> None:
     prepare_process()
     config = job.config
     text = federated_text(config)
-    sizes = np.array([(len(tokens) - 1) // config.sequence_length for tokens in text.clients])
+    sizes = text.clients.sequences(config.sequence_length)
     with lent_model(config) as (model, vector, exact):
         frozen = read_frozen(model) if config.initial_model == "sent" else b""
         server = Server(config, layout_of(model), vector, exact, frozen, sizes)
@@ -116,7 +115,7 @@ def serve(job: Job, grid: Grid, sink: Sink) -> None:
         try:
             end = server.run(grid, evaluate)
         finally:
-            for message in server.ledger.rows():
+            for message in server.exchange.ledger.rows():
                 sink.row("messages", message)
             for part in part_rows(server):
                 sink.row("parts", part)

@@ -12,7 +12,7 @@ from torch import nn
 from fedbw_sweep.cost.prediction import Prediction
 from fedbw_sweep.federation.ledger import ClientReport
 from fedbw_sweep.federation.server import Server
-from fedbw_sweep.model.vector import frozen_parameters, read_frozen
+from fedbw_sweep.model.vector import frozen_parameters, read_frozen, whole_model_bytes
 
 Row = dict[str, Any]
 
@@ -52,12 +52,12 @@ def round_row(
     earlier : mapping
         The row of the round before; empty in round 0.
     """
-    entries = [entry for entry in server.ledger.entries if entry.round == number]
+    entries = [entry for entry in server.exchange.ledger.entries if entry.round == number]
     up = [entry for entry in entries if entry.direction == "uplink"]
     down = [entry for entry in entries if entry.direction == "downlink"]
     uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
     dense, dense_down = (sum(entry.dense_bytes for entry in part) for part in (up, down))
-    reports = server.reports[number]
+    reports = server.exchange.reports[number]
     return {
         "round": number,
         "loss": loss,
@@ -81,14 +81,14 @@ def round_row(
 
 def timing_row(server: Server, number: int, seconds: float, evaluating: float) -> Row:
     """Make a row of ``timing.csv``; both durations are wall-clock seconds."""
-    reports = server.reports[number]
+    reports = server.exchange.reports[number]
     return {
         "round": number,
         "round_seconds": seconds,
         "evaluate_seconds": evaluating,
         "train_seconds": sum(report.train_seconds for report in reports),
         "encode_seconds": sum(report.encode_seconds for report in reports),
-        "decode_seconds": server.decode_seconds[number],
+        "decode_seconds": server.exchange.decode_seconds[number],
     }
 
 
@@ -96,7 +96,7 @@ def part_rows(server: Server) -> list[Row]:
     """Make the rows of ``parts.csv``."""
     return [
         {"tensor": tensor, "part": part, "bytes": count}
-        for (tensor, part), count in server.parts.items()
+        for (tensor, part), count in server.exchange.parts.items()
     ]
 
 
@@ -137,7 +137,7 @@ def summary(
         "dense_message_bytes": layout.dense_bytes,
         **totals,
         "total_bytes": total,
-        "frozen_bytes": sum(entry.frozen_bytes for entry in server.ledger.entries),
+        "frozen_bytes": sum(entry.frozen_bytes for entry in server.exchange.ledger.entries),
         "initial_loss": rounds[0]["loss"],
         **{name: last[name] for name in ("loss", "perplexity", "bits_per_byte")},
         "model_hash": digest.hexdigest(),
@@ -147,6 +147,7 @@ def summary(
         made["total_ratio"] = (dense + dense_down) / total
     if updates:
         made["uplink_ratio"] = dense / uplink
+        made["whole_model_ratio"] = updates * whole_model_bytes(model) / uplink
         made["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
     if prediction is not None:
         made["predicted_bytes"] = prediction.total_bytes

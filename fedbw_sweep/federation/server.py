@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedbw_sweep.compression.base import all_finite
@@ -16,21 +12,10 @@ from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federation.average import WeightedMean
-from fedbw_sweep.federation.downlink import downlink
-from fedbw_sweep.federation.ledger import METRICS, ClientReport, Ledger
+from fedbw_sweep.federation.exchange import Exchange, in_order
 from fedbw_sweep.federation.optimizers import ServerStep
-from fedbw_sweep.federation.packing import (
-    ARRAYS,
-    CLIENT,
-    CONFIG,
-    FROZEN,
-    ROUND,
-    pack,
-    parts,
-    unpack,
-)
 from fedbw_sweep.records.schema import End
-from fedbw_sweep.sampling import Cohort, Numbers
+from fedbw_sweep.sampling import Numbers
 
 Evaluate = Callable[[int, "Server"], End | None]
 """Evaluates and records the global model after a round; it may end the run, saying how."""
@@ -69,16 +54,10 @@ class Server:
         sizes: Numbers,
     ) -> None:
         self.config, self.layout = config, layout
-        self.vector, self.exact, self.frozen = vector, exact, frozen
+        self.vector, self.exact = vector, exact
         self.sampler = config.sampler(sizes)
-        self.compressor = config.compression.build()
-        self.downlink = downlink(config, layout)
+        self.exchange = Exchange(config, layout, frozen)
         self.server_step = ServerStep(config.server)
-        self.ledger = Ledger(layout.dense_bytes)
-        self.reports: defaultdict[int, list[ClientReport]] = defaultdict(list)  # by round
-        self.parts: Counter[tuple[str, str]] = Counter()  # bytes of the last round's uplink
-        self.decode_seconds: defaultdict[int, float] = defaultdict(float)  # by round
-        self.replied: set[int] = set()  # clients that hold the frozen arrays
         self.finished = -1  # the last round that is over; 0 is the initial model's evaluation
 
     def run(self, grid: Grid, evaluate: Evaluate) -> End:
@@ -106,11 +85,11 @@ class Server:
 
     def _train(self, number: int, grid: Grid, nodes: list[int]) -> None:
         cohort = self.sampler.cohort(number)
-        messages = self._send(number, cohort, nodes)
+        messages = self.exchange.instruct(number, cohort, nodes, self.vector, self.exact)
         replies = grid.send_and_receive(messages, timeout=self.config.backend.client_timeout_s)
         mean = WeightedMean(self.layout.size)
-        for client, reply in _in_order(replies, cohort.replying.tolist(), nodes):
-            upload, exact, report = self._receive(number, client, reply)
+        for client, reply in in_order(replies, cohort.replying.tolist(), nodes):
+            upload, exact, report = self.exchange.receive(number, client, reply)
             weight = cohort.weight(client, report.examples)
             mean.add(upload, exact, weight, report.examples)
         if not mean.weight:  # all dropped out: the model stays
@@ -122,50 +101,6 @@ class Server:
                 f"round {number}: the new global model is not finite; lower lr, or server.lr"
             )
 
-    def _send(self, number: int, cohort: Cohort, nodes: list[int]) -> list[Message]:
-        """Book what each client is sent; what goes to one that drops out goes nowhere."""
-        self.downlink.prepare(number, self.vector, self.exact)
-
-        @cache  # what is the same is stored once
-        def record(payload: bytes, tail: bytes) -> ArrayRecord:
-            return pack(payload + tail if tail else payload)
-
-        messages = []
-        for client, drops_out in zip(cohort.clients.tolist(), cohort.dropped, strict=True):
-            instruction = ConfigRecord({CLIENT: client, ROUND: number})
-            frozen = b"" if client in self.replied else self.frozen
-            if frozen:
-                instruction[FROZEN] = True
-            arrays = record(self.downlink.payload_for(client), frozen)
-            content = RecordDict({ARRAYS: arrays, CONFIG: instruction})
-            self.ledger.sent(number, client, content, len(frozen))
-            if not drops_out:
-                messages.append(Message(content, nodes[client], MessageType.TRAIN))
-        return messages
-
-    def _receive(
-        self, number: int, client: int, reply: Message | None
-    ) -> tuple[FloatVector, bytes, ClientReport]:
-        """Check, book and decode one reply."""
-        where = f"round {number}, client {client}"
-        if reply is None:
-            waited = self.config.backend.client_timeout_s
-            raise ClientError(f"{where}: no reply within backend.client_timeout_s={waited:g} s")
-        if reply.has_error():
-            raise ClientError(f"{where}: {reply.error.reason}")
-        self.ledger.received(number, client, reply.content)
-        self.downlink.replied(client)
-        self.replied.add(client)
-        report = ClientReport.of(client, reply.content.metric_records[METRICS])
-        self.reports[number].append(report)
-        arrays = reply.content.array_records[ARRAYS]
-        started = time.perf_counter()
-        upload, exact = unpack(arrays, self.compressor, self.layout)
-        self.decode_seconds[number] += time.perf_counter() - started
-        if number == self.config.rounds:
-            self.parts += parts(arrays, self.compressor, self.layout)
-        return upload, exact, report
-
     def state(self) -> dict[str, Any]:
         """Return all that the next round depends on; what clients keep is the grid's."""
         return {
@@ -173,26 +108,11 @@ class Server:
             "vector": self.vector,
             "exact": self.exact,
             "optimizer": self.server_step.state(),
-            "downlink": self.downlink.state(),
-            "replied": sorted(self.replied),
+            "exchange": self.exchange.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on after the round that `state` was taken in."""
         self.finished, self.vector, self.exact = state["round"], state["vector"], state["exact"]
         self.server_step.load(state["optimizer"])
-        self.downlink.load(state["downlink"])
-        self.replied = set(state["replied"])
-
-
-def _in_order(
-    replies: Iterable[Message], clients: list[int], nodes: list[int]
-) -> Iterator[tuple[int, Message | None]]:
-    """Yield clients in order with their replies, holding back only early ones."""
-    early: dict[int, Message] = {}
-    arriving = iter(replies)
-    for client in clients:
-        node = nodes[client]
-        while node not in early and (reply := next(arriving, None)):
-            early[reply.metadata.src_node_id] = reply
-        yield client, early.pop(node, None)
+        self.exchange.load(state["exchange"])

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any, cast
 
 import torch
+from hydra.utils import get_method
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -49,6 +50,8 @@ def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with drawn_from(seed, "weights"):
+        if config.target is not None:
+            return _own_model(config, config.target)
         if config.weights == "pretrained":
             load = AutoModelForCausalLM.from_pretrained
             model = _from_hub(config, partial(load, dtype=torch.float32))
@@ -77,14 +80,30 @@ def build_without_weights(config: ModelConfig) -> PreTrainedModel:
         As `build_model`.
     """
     with torch.device("meta"):
+        if config.target is not None:
+            return _own_model(config, config.target)
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             architecture_of(config), dtype=torch.float32, trust_remote_code=False
         )
     return cast(PreTrainedModel, model)
 
 
+def _own_model(config: ModelConfig, target: str) -> PreTrainedModel:
+    """Call a function, or a class, of the user's own with the model's section of the config."""
+    try:
+        model = get_method(target)(config)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError("model._target_", target, str(error)) from None
+    if not isinstance(model, PreTrainedModel):
+        wanted = f"must return a transformers PreTrainedModel, not a {type(model).__name__}"
+        raise ConfigError("model._target_", target, wanted)
+    return torch.nn.Module.float(model)
+
+
 def architecture_of(config: ModelConfig) -> Any:
     """Return the transformers config of the model."""
+    if config.target is not None:
+        return build_without_weights(config).config
     if config.weights == "random" and config.architecture is not None:
         values = dict(config.architecture)
         try:

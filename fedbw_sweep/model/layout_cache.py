@@ -1,4 +1,4 @@
-"""What travels of a model, without torch: layouts shipped with the package or kept once derived."""
+"""What travels of a model, without torch: a layout among the assets, or kept once derived."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedbw_sweep.compression.layout import Layout, TensorSpec
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
 
-SHIPPED = PACKAGE / "assets" / "layouts"
+ASSETS = PACKAGE / "assets" / "layouts"
 """One file for each choice of conf/model that lists its architecture; a test compares them."""
 
 
 def find_layout(config: RunConfig) -> tuple[Layout, int]:
     """Return the layout of what travels in a run, and the bytes of what is frozen.
 
-    A layout that is not shipped is derived from shapes alone, whatever the model's size. That takes
-    the seconds of importing torch, once: it is kept in the user's cache.
+    A layout that is not among the assets is derived from shapes alone, whatever the model's size.
+    That takes the seconds of importing torch, once: it is kept in the user's cache.
 
     Raises
     ------
@@ -30,8 +30,8 @@ def find_layout(config: RunConfig) -> tuple[Layout, int]:
         If the architecture cannot be loaded.
     """
     name = _file_name(config)
-    if (SHIPPED / name).is_file():
-        return read_layout(SHIPPED / name)
+    if (ASSETS / name).is_file():
+        return read_layout(ASSETS / name)
     kept = _cache() / name
     with suppress(OSError, ValueError, TypeError):  # a damaged one is made again
         return read_layout(kept)
@@ -72,6 +72,8 @@ def _key(config: RunConfig) -> str:
         architecture = model.architecture
     elif saved.is_file():
         architecture = json.loads(saved.read_text("utf-8"))
+    if model.target is not None:
+        architecture = [model.target, model.weights, architecture]
     return json.dumps([architecture, config.trainable.model_dump()], sort_keys=True)
 
 

@@ -36,6 +36,13 @@ def frozen_parameters(model: nn.Module) -> int:
     return sum(array.numel() for array in _frozen(model))
 
 
+def whole_model_bytes(model: nn.Module) -> int:
+    """Weigh a model as it was before adapters were added: dense float32, frozen parameters too."""
+    added = (p for name, p in model.named_parameters() if ".lora_" in name)
+    adapters = sum(parameter.numel() for parameter in added)
+    return layout_of(model).dense_bytes + 4 * (frozen_parameters(model) - adapters)
+
+
 def layout_of(model: nn.Module) -> Layout:
     """Derive the layout of the arrays that travel; floating point counts as float32."""
     return Layout(

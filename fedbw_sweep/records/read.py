@@ -260,7 +260,10 @@ def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, 
     machines = [(kept[name] != other[name]).fillna(False) for name in MACHINE]
     unlike = pd.concat(machines, axis=1).any(axis=1)
     for name in [name for name in RESULTS_COLUMNS if name not in MACHINE]:
-        equal = (other[name] == kept[name]).fillna(False) | (other[name].isna() & kept[name].isna())
+        lacking = other[name].isna(), kept[name].isna()
+        equal = (other[name] == kept[name]).fillna(False) | (lacking[0] & lacking[1])
+        if not RESULTS_COLUMNS[name].required:  # one of them may have been recorded earlier
+            equal |= lacking[0] | lacking[1]
         for at in equal.index[~equal]:
             if unlike[at] and name in OF_PREDICTION:
                 continue

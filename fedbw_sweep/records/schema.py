@@ -1,9 +1,9 @@
 """The files of a record: their names, columns, types and units.
 
 Format 3 grows by addition, without a new version. A number that a run measures is a new column of
-`RESULTS_COLUMNS`, one of a round of `ROUNDS_COLUMNS`, neither of them required. Hashes of files (``sha256``)
-and what was noted of the environment are keys of ``status.json``, a new way to end is a value of
-``end``. Rows of another kind (``wire.csv``, ``clients.csv``) and states (``checkpoint/``) are files
+`RESULTS_COLUMNS`, one of a round of `ROUNDS_COLUMNS`, neither of them required. Hashes of files
+(``sha256``) and what was noted of the environment are keys of ``status.json``, a new way to end is
+a value of ``end``. Rows of another kind (``wire.csv``, ``clients.csv``) and states (``checkpoint/``) are files
 or folders of their own in the run's folder. Readers ignore columns, keys and files that they do not
 know, and give missing values for what is not there; a setting that a record lacks counts as its
 default.
@@ -76,12 +76,20 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),
     "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "compression ratio: dense_uplink_bytes / uplink_bytes"),
+    "whole_model_ratio": Column(
+        "Float64",
+        "dense fp32 bytes of the whole model (frozen parameters with it, adapters not), once for "
+        "every update, / uplink_bytes",
+        required=False,
+    ),
     "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
     "total_ratio": Column("Float64", "dense bytes in both directions / total_bytes"),
     "bits_per_coordinate": Column(
         "Float64", "mean uplink payload bits per coordinate of an update"
     ),
-    "predicted_bytes": Column("Int64", "the seed's formula for total_bytes; empty if unknowable"),
+    "predicted_bytes": Column(
+        "Int64", "the bandwidth formula for total_bytes; empty if unknowable"
+    ),
     "prediction": Column(
         "string",
         "exact (methods of fixed size), or estimate: and its basis",
@@ -94,6 +102,18 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "schema_version": Column("Int64", "version of the recorded files"),
 }
 """Columns of ``results.csv`` beside the run's configuration, which `config_columns` names."""
+
+ON_PAGE: Mapping[str, tuple[str, str, int, float]] = {
+    "loss": ("loss", "nats/token", 3, 1),
+    "bits_per_byte": ("bits per byte", "", 3, 1),
+    "uplink_bytes": ("uplink", "MB", 2, 1e6),
+    "downlink_bytes": ("downlink", "MB", 2, 1e6),
+    "total_bytes": ("both", "MB", 2, 1e6),
+    "uplink_ratio": ("uplink ratio", "\N{MULTIPLICATION SIGN}", 1, 1),
+    "whole_model_ratio": ("of the whole model", "\N{MULTIPLICATION SIGN}", 1, 1),
+    "bits_per_coordinate": ("bits per coordinate", "uplink", 3, 1),
+}
+"""Columns that the main table of the report's page shows: heading, unit, decimals, divisor."""
 
 
 ROUNDS_COLUMNS: Mapping[str, Column] = {
@@ -112,7 +132,7 @@ ROUNDS_COLUMNS: Mapping[str, Column] = {
     "dense_downlink_bytes": Column("Int64", "payload bytes had the model been sent dense in fp32"),
     "uplink_ratio": Column("Float64", "dense_uplink_bytes / uplink_bytes"),
     "downlink_ratio": Column("Float64", "dense_downlink_bytes / downlink_bytes"),
-    "predicted_bytes": Column("Int64", "the seed's formula for both directions' payload bytes"),
+    "predicted_bytes": Column("Int64", "the bandwidth formula for both directions' payload bytes"),
     "cumulative_uplink_bytes": Column("Int64", "uplink_bytes of this and all earlier rounds"),
     "cumulative_bytes": Column("Int64", "payload bytes of both directions up to this round"),
 }

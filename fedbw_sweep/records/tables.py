@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -71,30 +73,60 @@ def whole_lines(path: Path, data: bytes, notes: list[str]) -> bytes:
     return data[:end]
 
 
+def _read(data: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
+    return csv.read_csv(
+        pa.BufferReader(data),
+        parse_options=csv.ParseOptions(newlines_in_values=b'"' in data),
+        convert_options=csv.ConvertOptions(
+            column_types=dict(types),
+            null_values=[""],  # "none" is a compression method
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _read_as_others_write(data: bytes, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Read whole numbers that are spelt ``2.0``, as pandas spells them beside missing ones."""
+    whole = [name for name, kind in types.items() if kind == pa.int64()]
+    table = _read(data, {**types, **dict.fromkeys(whole, pa.string())})
+    for at, name in enumerate(table.column_names):
+        if name in whole:
+            numbers = [_whole(name, text) for text in table.column(at).to_pylist()]
+            table = table.set_column(at, name, pa.array(numbers, pa.int64()))
+    return table
+
+
+def _whole(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    with suppress(InvalidOperation, OverflowError, ValueError):
+        if abs(number := Decimal(text)) < 2**63 and number == int(number):
+            return int(number)
+    raise pa.ArrowInvalid(f"column {name} has {text}, which is no whole number")
+
+
 def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.DataFrame:
     """Parse a CSV that must have `columns` and may have others.
 
-    Control characters in its texts become escapes.
+    It may have been written again by another program: with ``2.0`` for 2, or an index. Control
+    characters in its texts become escapes.
     """
     if data.partition(b"\n")[0].count(b",") > MOST_COLUMNS:
         raise DamagedError(f"{path} has more than {MOST_COLUMNS} columns")
+    types = {name: ARROW[column.dtype] for name, column in columns.items()}
     try:
-        table = csv.read_csv(
-            pa.BufferReader(data),
-            parse_options=csv.ParseOptions(newlines_in_values=b'"' in data),
-            convert_options=csv.ConvertOptions(
-                column_types={name: ARROW[column.dtype] for name, column in columns.items()},
-                null_values=[""],  # "none" is a compression method
-                strings_can_be_null=True,
-            ),
-        )
+        try:
+            table = _read(data, types)
+        except pa.ArrowInvalid:
+            table = _read_as_others_write(data, types)
+        table = table.drop_columns([n for n in table.column_names if not n or n == "Unnamed: 0"])
         missing = {n for n, column in columns.items() if column.required} - set(table.column_names)
         twice = {name for name in table.column_names if table.column_names.count(name) > 1}
         if twice:
             raise DamagedError(f"{path} has the column {', '.join(sorted(twice))} more than once")
         if pa.binary() in table.schema.types:
             raise DamagedError(f"{path} cannot be read as a CSV of this version: it is not UTF-8")
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeDecodeError) as error:
         raise DamagedError(f"{path} cannot be read as a CSV of this version: {error}") from None
     if missing:
         raise DamagedError(

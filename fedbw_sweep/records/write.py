@@ -30,6 +30,8 @@ from fedbw_sweep.records.schema import (
     MESSAGES_COLUMNS,
     PARTS,
     PARTS_COLUMNS,
+    RESULTS,
+    RESULTS_COLUMNS,
     ROUNDS,
     ROUNDS_COLUMNS,
     STATUS,
@@ -69,12 +71,15 @@ class RunRecord:
     def files(self) -> dict[str, bytes]:
         """Return what goes into the run's folder, by file name, ``status.json`` last."""
         own = [name for name in ROUNDS_COLUMNS if name != "run_id"]
+        rounds = ({k: v for k, v in row.items() if k != "run_id"} for row in self.rounds)
+        if unknown := self.summary.keys() - RESULTS_COLUMNS:
+            raise ValueError(f"{unknown} are no columns of {RESULTS}: see records/schema.py")
         types = pa.schema([(n, ARROW[c.dtype]) for n, c in MESSAGES_COLUMNS.items()])
         messages = BytesIO()
         pq.write_table(pa.Table.from_pylist(self.messages, types), messages)
         files = {
             CONFIG: _config(self.config),
-            ROUNDS: _csv(self.rounds, own),
+            ROUNDS: _csv(rounds, own),
             PARTS: _csv(self.parts, PARTS_COLUMNS),
             TIMING: _csv(self.timing, TIMING_COLUMNS),
             MESSAGES: messages.getvalue(),
@@ -130,9 +135,15 @@ def _config(config: RunConfig) -> bytes:
 
 
 def _csv(rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> bytes:
-    """Write rows as they are; only to build a table of them takes longer than all the rest."""
+    """Write rows as they are; only to build a table of them takes longer than all the rest.
+
+    Raises
+    ------
+    ValueError
+        If a row has what is no column: it would be lost.
+    """
     text = StringIO(newline="")
-    lines = DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    lines = DictWriter(text, list(columns), lineterminator="\n")
     lines.writeheader()
     lines.writerows(rows)
     return text.getvalue().encode()

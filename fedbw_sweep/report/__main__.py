@@ -22,15 +22,16 @@ from fedbw_sweep.errors import ConfigError, ResultsError
 from fedbw_sweep.extras import why_not
 from fedbw_sweep.records.labels import varying_settings
 from fedbw_sweep.records.read import Records, load_records
+from fedbw_sweep.report.build import TableBuilder
 from fedbw_sweep.report.measure import (
     TIME_MEASURES,
     Options,
-    cell_curves,
+    mean_curves,
     measure,
     measure_time,
 )
-from fedbw_sweep.report.render import Rendered, document
-from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.render import Rendered, document, file_stem
+from fedbw_sweep.report.spec import BUILT_IN, load_spec
 from fedbw_sweep.report.table import TASKS
 from fedbw_sweep.report.workers import charts, draw, pool, write_csv, write_table
 
@@ -73,18 +74,24 @@ def write_report(
     records = replace(records, rounds=by_run)
     runs = measure(records, options)
     builder, notes, chosen = TableBuilder(runs, options), [], []
-    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
-    own = {path.stem: path for path in specs}
-    if taken := [path for name, path in own.items() if name in {*shipped, "failures"}]:
-        raise ConfigError("--spec", taken[0], "has the name of a shipped table; rename it")
-    for path in (shipped | own).values():
+    built_in = {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
+    own: dict[str, Path] = {}
+    for path in specs:
+        name = file_stem(path.stem)
+        if name in {*built_in, "failures"}:
+            raise ConfigError("--spec", path, "has the name of a built-in table; rename it")
+        if other := own.get(name):
+            also = f"makes the table {name}, as {other} does; rename one of them"
+            raise ConfigError("--spec", path, also)
+        own[name] = path
+    for name, path in (built_in | own).items():
         spec = load_spec(path)
-        if path in own.values():
+        if name in own:
             builder.check(spec)
         if why := builder.why_not(spec):
-            notes.append(f"table {path.stem} is left out: it {why}")
+            notes.append(f"table {name} is left out: it {why}")
         else:
-            chosen.append((path.stem, spec))
+            chosen.append((name, spec))
     if not builder.has_baseline:
         baseline = ", ".join(f"{key}={value}" for key, value in options.baseline.items())
         notes.append(
@@ -118,7 +125,7 @@ def write_report(
         tables.append(failures)
         written["failures"] = pool().submit(write_table, failures, out / "tables")
     written["runs.csv"] = pool().submit(write_csv, runs, out / "runs.csv")
-    for name in {*shipped, "failures"} - {table.name for table in tables}:
+    for name in {*built_in, "failures"} - {table.name for table in tables}:
         for suffix in ("csv", "md", "tex", "html"):
             (out / "tables" / f"{name}.{suffix}").unlink(missing_ok=True)
     (out / "report.tex").write_text(document(tables, list(data)), encoding="utf-8")
@@ -146,7 +153,7 @@ def _charts() -> Future[tuple[dict[str, Any], str]]:
 def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame, ...]]:
     """Choose the figures that the runs allow, and what each is drawn from."""
     done = records.results[records.results["status"] == "done"]
-    curves = cell_curves(done, records.rounds)
+    curves = mean_curves(done, records.rounds)
     if not (curves["round"] > 0).any():
         notes.append("figures are left out: no finished run has a round")
         return {}
@@ -157,10 +164,12 @@ def _figures(records: Records, notes: list[str]) -> dict[str, tuple[pd.DataFrame
         )
     names = "loss_against_bytes", "pareto_front", "bytes_by_round"
     figures: dict[str, tuple[pd.DataFrame, ...]] = dict.fromkeys(names, (curves,))
+    compared = mean_curves(done, records.rounds, common_seeds=True)
+    figures["pareto_front"] = (compared,)
     if records.parts["run_id"].isin(done["run_id"]).any():
         figures["bytes_by_part"] = done, records.parts
     if "local_epochs" in varying_settings(done):
-        figures["local_epochs"] = done, curves
+        figures["local_epochs"] = done, compared
     return figures
 
 

@@ -126,7 +126,7 @@ def _front_chart() -> dict[str, Any]:
     base = alt.Chart(alt.NamedData("points")).encode(**_axes(title))
     colour, shape = _series_encodings().values()
     front = (
-        base.transform_filter("!datum.dominated")
+        base.transform_filter("datum.front")
         .mark_line(interpolate="step-after", color="#999", strokeWidth=1.2, strokeDash=[4, 3])
         .encode(detail="task:N")
     )

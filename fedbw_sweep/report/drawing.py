@@ -1,4 +1,4 @@
-"""What all figures share: colours and markers, lines of cells, the legend, saving."""
+"""What all figures share: colours and markers, lines of configurations, the legend, saving."""
 
 from __future__ import annotations
 
@@ -29,30 +29,31 @@ LINES = "-", "--", "-."
 CANVASES = {".png": FigureCanvasAgg, ".svg": FigureCanvasSVG, ".pdf": FigureCanvasPdf}
 
 OTHERS = 100
-"""Cells beyond those that a figure draws as lines, evenly from the lowest to the highest loss."""
+"""Unnamed configurations that a figure draws, evenly from the lowest to the highest loss."""
 
 GREY = "0.75"
 
 
 def draw_lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str]) -> None:
-    """Draw a line per cell, a band of `sd` where `y` is the loss; grey if not named."""
-    others = curves[~curves["cell"].isin(named)]
+    """Draw a line per configuration, a band of `sd` where `y` is the loss; grey if not named."""
+    others = curves[~curves["configuration"].isin(named)]
     if len(others):
-        ranked = others.drop_duplicates("cell", keep="last").sort_values("loss")["cell"]
+        final = others.drop_duplicates("configuration", keep="last")
+        ranked = final.sort_values("loss")["configuration"]
         places = np.linspace(0, len(ranked) - 1, min(len(ranked), OTHERS)).astype(int)
-        shown = others[others["cell"].isin(ranked.iloc[places])]
-        last = ~shown["cell"].duplicated(keep="last").to_numpy()
+        shown = others[others["configuration"].isin(ranked.iloc[places])]
+        last = ~shown["configuration"].duplicated(keep="last").to_numpy()
         points = np.insert(
             shown[[x, y]].to_numpy(float), np.flatnonzero(last) + 1, np.nan, axis=0
         )  # a gap ends a line
         axes.plot(*points.T, color=GREY, linewidth=0.4, zorder=1)
         some = f"{len(places):,} of " if len(places) < len(ranked) else ""
         axes.plot([], [], color=GREY, linewidth=1, label=f"{some}{len(ranked):,} others")
-    for cell, (colour, marker, dashes) in styles_of(curves, named).items():
-        line = curves[curves["cell"] == cell]
+    for label, (colour, marker, dashes) in styles_of(curves, named).items():
+        line = curves[curves["configuration"] == label]
         axes.plot(
             line[x], line[y], color=colour, marker=marker, linestyle=dashes, markersize=4,
-            linewidth=1.3, markevery=0.15 if len(line) > 10 else None, label=cell,
+            linewidth=1.3, markevery=0.15 if len(line) > 10 else None, label=label,
         )  # fmt: skip
         if y == "loss" and line["sd"].any():
             low, high = line[y] - line["sd"], line[y] + line["sd"]
@@ -60,9 +61,9 @@ def draw_lines(axes: Axes, curves: pd.DataFrame, x: str, y: str, named: list[str
 
 
 def styles_of(curves: pd.DataFrame, named: list[str]) -> dict[str, tuple[str, str, str]]:
-    """Give each named cell its colour, marker and dashes, in the order that they come."""
-    cells = curves["cell"].drop_duplicates()
-    return {cell: style_of(place) for place, cell in enumerate(cells[cells.isin(named)])}
+    """Give each named configuration its colour, marker and dashes, in the order that they come."""
+    labels = curves["configuration"].drop_duplicates()
+    return {label: style_of(place) for place, label in enumerate(labels[labels.isin(named)])}
 
 
 def style_of(place: int) -> tuple[str, str, str]:
@@ -75,18 +76,18 @@ def style_of(place: int) -> tuple[str, str, str]:
 def add_legend(panels: Sequence[Axes]) -> None:
     """Put one legend of all panels below them, as wide as fits, and make room for it.
 
-    Settings that all its cells have in common are said once, above it.
+    Settings that all its configurations have in common are said once, above it.
     """
     drawn = {
         label: handle
         for axes in panels
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    cells = [label.split(", ") for label in drawn if "=" in label]
-    alike = (
-        [part for part in cells[0] if all(part in parts for parts in cells[1:])] if cells else []
-    )
-    common = [part for part in alike if "=" in part and " " not in part] if len(cells) > 1 else []
+    split = [label.split(", ") for label in drawn if "=" in label]
+    alike = [part for part in split[0] if all(part in parts for parts in split)] if split else []
+    common = [part for part in alike if "=" in part and " " not in part] if len(split) > 1 else []
+    if not drawn:
+        return
     handles = {
         fill(", ".join(part for part in label.split(", ") if part not in common), 88): handle
         for label, handle in drawn.items()
@@ -104,6 +105,13 @@ def add_legend(panels: Sequence[Axes]) -> None:
             figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
             return
         legend.remove()
+
+
+def say_nothing_is_there(panels: Sequence[Axes]) -> None:
+    """Say in place of a figure that there is nothing to draw."""
+    for axes in panels:
+        axes.set_axis_off()
+    panels[0].text(0.5, 0.5, "no finished run has sent anything", ha="center", va="center")
 
 
 def _log_ticks(axis: Axis) -> None:

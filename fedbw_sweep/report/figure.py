@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedbw_sweep.console import MB
+from fedbw_sweep.console import MB, size
 from fedbw_sweep.records.labels import run_labels
 from fedbw_sweep.report.drawing import (
     COLOURS,
@@ -20,6 +20,7 @@ from fedbw_sweep.report.drawing import (
     add_legend,
     draw_lines,
     saved_figure,
+    say_nothing_is_there,
     style_of,
     styles_of,
 )
@@ -27,7 +28,7 @@ from fedbw_sweep.report.measure import settings_of
 from fedbw_sweep.report.table import TASKS
 
 NAMED = 12
-"""Cells a figure names and colours; of more, the best by Pareto are named, the others grey."""
+"""Configurations that a figure names and colours: of more, some on the Pareto front."""
 
 TENSORS = 20
 """Tensors a figure of bytes by layer names; the smallest beyond them are added up."""
@@ -36,7 +37,7 @@ FRONT_SHARE = 1.0
 """Room above a Pareto front, as a share of its height."""
 
 PANELS = 4
-"""Cells that a figure of bytes by layer shows: the first of each compression, then the second."""
+"""Configurations in a figure of bytes by layer: the first of each compression, then the second."""
 
 UPLINK, BOTH = "uplink payload (MB, log scale)", "payload both ways (MB, log scale)"
 
@@ -60,11 +61,11 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
     Parameters
     ----------
     curves : pandas.DataFrame
-        What `measure.cell_curves` returns.
+        What `measure.mean_curves` returns.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    named = named_cells(curves)
+    named = named_configurations(curves)
     with _task_rows(paths, curves, columns=2) as (panels, tasks):
         for row, (_, own) in zip(panels, tasks, strict=True):
             for axes, sent, label in zip(row, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
@@ -73,14 +74,21 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
 
 
 def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
-    """Draw each cell's final loss against its total payload; dominated cells are grey.
+    """Draw each configuration's final loss against its total payload, grey where it is dominated.
 
-    Parameters and rows are those of `loss_against_bytes`. Bars are one standard deviation over
-    seeds. The axis ends above the front, or its shape could not be seen beside what failed to
-    learn; what lies beyond is counted.
+    Rows are those of `loss_against_bytes`. Bars are one standard deviation over seeds. The axis
+    ends above the front, or its shape could not be seen beside what failed to learn; what lies
+    beyond is counted. Nothing is dominated among configurations without a common seed.
+
+    Parameters
+    ----------
+    curves : pandas.DataFrame
+        What `measure.mean_curves` returns with ``common_seeds``.
+    *paths : pathlib.Path
+        Where to save; the suffix chooses the format.
     """
     final = _final(curves)
-    styles = styles_of(final, named_cells(final))
+    styles = styles_of(final, named_configurations(final))
     with _task_rows(paths, final, columns=2) as (panels, tasks):
         for row, (_, own) in zip(panels, tasks, strict=True):
             _front(row, own, styles)
@@ -90,7 +98,9 @@ def _front(
     panels: Sequence[Axes], final: pd.DataFrame, styles: Mapping[str, tuple[str, str, str]]
 ) -> None:
     """Draw the Pareto front of one task."""
-    on_a_front = final[pareto(final, "sent_up") | pareto(final, "sent")]
+    seeds = final["seeds"].iloc[0] if "seeds" in final else pd.NA
+    ranked = pd.isna(seeds) or seeds > 0
+    on_a_front = final[(not ranked) | pareto(final, "sent_up") | pareto(final, "sent")]
     low = (on_a_front["loss"] - on_a_front["sd"]).min()
     high = (on_a_front["loss"] + on_a_front["sd"]).max()
     room = max(FRONT_SHARE * (high - low), 0.01 * high)
@@ -98,7 +108,7 @@ def _front(
     beyond = int((final["loss"] > top).sum())
     for axes, sent, label in zip(panels, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
         shown = final[final[sent] > 0]
-        front = pareto(shown, sent)
+        front = pareto(shown, sent) | (not ranked)
         rest = shown[~front]
         bars = rest["sd"] if len(rest) <= 100 else None
         axes.errorbar(
@@ -106,23 +116,33 @@ def _front(
             label="dominated" if len(rest) else "_", rasterized=bars is None,
         )  # fmt: skip
         best = shown[front].sort_values(sent)
-        axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
-        for cell, point in best.set_index("cell").iterrows():
-            colour, marker, _ = styles.get(str(cell), ("0.4", "o", "-"))
+        if ranked:
+            axes.plot(best[sent], best["loss"], color="0.5", linewidth=0.8, zorder=1)
+        for name, point in best.set_index("configuration").iterrows():
+            colour, marker, _ = styles.get(str(name), ("0.4", "o", "-"))
             axes.errorbar(
                 point[sent], point["loss"], point["sd"], fmt=marker, color=colour,
-                markersize=6, linewidth=0.8, label=str(cell) if str(cell) in styles else "_",
+                markersize=6, linewidth=0.8, label=str(name) if str(name) in styles else "_",
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"total {label}")
+    said = []
+    if not ranked:
+        said.append("no seed in common: nothing is dominated")
+    elif not pd.isna(seeds):
+        said.append(f"over the seeds that all have, n = {seeds}")
     if beyond:
         panels[0].set_ylim(low - 0.1 * room, top)
-        panels[-1].set_title(f"{beyond:,} dominated beyond the axis", fontsize=7, loc="right")
+        said.append(f"{beyond:,} dominated beyond the axis")
+    panels[-1].set_title("; ".join(said), fontsize=7, loc="right")
 
 
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:
     """Draw the payload of each round, uplink and downlink; see `loss_against_bytes`."""
-    shown, named = curves[curves["round"] > 0], named_cells(curves)
+    shown, named = curves[curves["round"] > 0], named_configurations(curves)
     with saved_figure(paths, columns=2, share_y=True) as panels:
+        if shown.empty:
+            say_nothing_is_there(panels)
+            return
         for axes, direction in zip(panels, ("up", "down"), strict=True):
             draw_lines(axes, shown[shown[direction] > 0], "round", direction, named)
             axes.set(yscale="log", title=f"{direction}link")
@@ -145,36 +165,40 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
         Where to save; the suffix chooses the format.
     """
     labels = run_labels(results, settings_of(results)).set_axis(results["run_id"])
-    cells = labels[labels.index.isin(parts["run_id"].unique())].drop_duplicates()
-    method = results.set_index("run_id")["compression"].reindex(cells.index)
+    each = labels[labels.index.isin(parts["run_id"].unique())].drop_duplicates()
+    method = results.set_index("run_id")["compression"].reindex(each.index)
     turn = method.groupby(method).cumcount().sort_values(kind="stable").index
-    first = set(cells[turn[:PANELS]])
-    shown = [cell for cell in cells if cell in first]
+    first = set(each[turn[:PANELS]])
+    shown = [label for label in each if label in first]
     labels = labels[labels.isin(shown)]
     known = parts[parts["run_id"].isin(labels.index)]
-    known = known.assign(cell=known["run_id"].map(labels))
-    seeds = known.groupby("cell")["run_id"].nunique()
-    sums = known.groupby(["cell", "tensor", "part"], sort=False)["bytes"].sum() / MB
-    sums = sums.div(seeds, level="cell")
+    known = known.assign(configuration=known["run_id"].map(labels))
+    seeds = known.groupby("configuration")["run_id"].nunique()
+    sums = known.groupby(["configuration", "tensor", "part"], sort=False)["bytes"].sum() / MB
+    sums = sums.div(seeds, level="configuration")
     largest = sums.groupby("tensor").sum().sort_values(ascending=False).index
     kinds = sums.groupby("part").sum().sort_values(ascending=False).index
     names = [*largest[:TENSORS]]
     if len(largest) > TENSORS:
         names.append(f"{len(largest) - TENSORS} other tensors")
+    if not shown:
+        with saved_figure(paths, columns=1) as panels:
+            say_nothing_is_there(panels)
+        return
     rows = -(-len(shown) // 2)  # two side by side: a figure no wider than a page stays readable
     height = rows * (0.9 + 0.16 * len(names))
     with saved_figure(paths, columns=min(2, len(shown)), rows=rows, height=height) as panels:
         for spare in panels[len(shown) :]:
             spare.remove()
-        for axes, cell in zip(panels, shown, strict=False):
-            table = sums[cell].unstack("part").reindex(columns=kinds).fillna(0.0)  # noqa: PD010
+        for axes, label in zip(panels, shown, strict=False):
+            table = sums[label].unstack("part").reindex(columns=kinds).fillna(0.0)  # noqa: PD010
             table = table.groupby(lambda t: t if t in set(names) else names[-1]).sum()
             left = np.zeros(len(names))
             for style, kind in enumerate(kinds):
                 width = table[kind].reindex(names, fill_value=0.0).to_numpy()
                 axes.barh(names, width, left=left, color=COLOURS[style], label=kind)
                 left += width
-            axes.set_title(fill(cell, 36), fontsize=8)
+            axes.set_title(fill(label, 36), fontsize=8)
             axes.set_xlabel("last round's uplink payload (MB)")
             axes.xaxis.set_major_locator(MaxNLocator(4, prune="upper"))
             axes.set_xlim(0, 1.05 * left.max())
@@ -186,40 +210,41 @@ def bytes_by_part(results: pd.DataFrame, parts: pd.DataFrame, *paths: Path) -> N
 
 
 def local_epochs(results: pd.DataFrame, curves: pd.DataFrame, *paths: Path) -> None:
-    """Draw loss against local epochs when every cell has sent the same uplink bytes.
+    """Draw loss against local epochs when every configuration has sent the same uplink bytes.
 
-    The budget is what the cell of a task that sends least sends in all, so that every cell can
-    spend it; cells whose first round takes more are left out.
+    The budget is what the configuration of a task that sends least sends in all, so that every one
+    can spend it; configurations whose first round takes more are left out.
 
     Parameters
     ----------
     results : pandas.DataFrame
         Rows of ``results.csv``.
     curves : pandas.DataFrame
-        What `measure.cell_curves` makes of them.
+        What `measure.mean_curves` makes of them.
     *paths : pathlib.Path
         Where to save; the suffix chooses the format.
     """
-    sent = curves.groupby(["task", "cell"], observed=True)["sent_up"].max()
+    sent = curves.groupby(["task", "configuration"], observed=True)["sent_up"].max()
     budgets = sent.groupby(level="task", observed=True).min()
-    budget = curves["task"].astype(str).map(budgets.rename(index=str))
-    spent = curves[curves["sent_up"] <= budget].drop_duplicates("cell", keep="last")
+    budget = curves["task"].astype(str).map(budgets.rename(index=str)).astype(float)
+    spent = curves[curves["sent_up"] <= budget].drop_duplicates("configuration", keep="last")
     spent = spent[(spent["sent_up"] > 0) | (budget.loc[spent.index] == 0)]
     done = results[results["status"] == "done"]
     settings = settings_of(done)
-    cells = run_labels(done, settings)
+    labels = run_labels(done, settings)
     others = [name for name in settings if name != "local_epochs"]
     own = pd.DataFrame({"line": run_labels(done, others), "epochs": done["local_epochs"]})
-    own = own.set_axis(cells)[~cells.duplicated().to_numpy()]
-    points = spent.join(own, on="cell").drop(columns="cell").rename(columns={"line": "cell"})
-    points = points.astype({"epochs": int}).sort_values(["cell", "epochs"])
-    best = points.groupby("cell", sort=False).agg({"loss": "min", "task": "first"})
-    share = _share(best)
-    named = [cell for _, own in _by_task(best) for cell in own["loss"].nsmallest(share).index]
+    own = own.set_axis(labels)[~labels.duplicated().to_numpy()]
+    points = spent.join(own, on="configuration").drop(columns="configuration")
+    points = points.rename(columns={"line": "configuration"})
+    points = points.astype({"epochs": int}).sort_values(["configuration", "epochs"])
+    best = points.groupby("configuration", sort=False).agg({"loss": "min", "task": "first"})
+    share = NAMED // max(1, min(TASKS, best["task"].nunique()))
+    named = [label for _, own in _by_task(best) for label in own["loss"].nsmallest(share).index]
     with _task_rows(paths, points, columns=1) as (panels, tasks):
         for [axes], (task, own) in zip(panels, tasks, strict=True):
             draw_lines(axes, own, "epochs", "loss", named)
-            axes.set(xlabel=f"local epochs, at {budgets[task]:,.2f} MB of uplink")
+            axes.set(xlabel=f"local epochs, at {size(budgets[task] * MB)} of uplink")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
@@ -253,17 +278,17 @@ def rate_distortion(codecs: pd.DataFrame, *paths: Path) -> None:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def named_cells(curves: pd.DataFrame) -> list[str]:
-    """Choose the cells that a figure names: all, or of many some from each task's Pareto front."""
+def named_configurations(curves: pd.DataFrame) -> list[str]:
+    """Choose what a figure names: all, or of many some from each task's Pareto front."""
     final = _final(curves)
     if len(final) <= NAMED:
-        return list(map(str, final["cell"]))
-    share = _share(final)
+        return list(map(str, final["configuration"]))
+    share = NAMED // min(TASKS, final["task"].nunique())
     named: list[str] = []
     for _, own in _by_task(final):
         front = own[pareto(own, "sent_up") | pareto(own, "sent")].sort_values("sent_up")
         places = np.unique(np.linspace(0, len(front) - 1, share).round().astype(int))
-        named += map(str, front["cell"].iloc[places])
+        named += map(str, front["configuration"].iloc[places])
     return named
 
 
@@ -273,17 +298,17 @@ def _by_task(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(str(task), own) for task, own in groups][:TASKS]
 
 
-def _share(table: pd.DataFrame) -> int:
-    """Say how many cells of each task a figure can name."""
-    return NAMED // min(TASKS, table["task"].nunique())
-
-
 @contextmanager
 def _task_rows(
     paths: Sequence[Path], table: pd.DataFrame, columns: int
 ) -> Iterator[tuple[list[Sequence[Axes]], list[tuple[str, pd.DataFrame]]]]:
     """Yield a row of panels, which share an axis of losses, for each task; name it if several."""
     tasks = _by_task(table)
+    if not tasks:
+        with saved_figure(paths, columns=1) as panels:
+            yield [], []
+            say_nothing_is_there(panels)
+        return
     height = 3.2 if len(tasks) == 1 else 2.8 * len(tasks)
     with saved_figure(paths, columns, rows=len(tasks), height=height, share_y=True) as panels:
         rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
@@ -296,4 +321,4 @@ def _task_rows(
 
 
 def _final(curves: pd.DataFrame) -> pd.DataFrame:
-    return curves.drop_duplicates("cell", keep="last").reset_index(drop=True)
+    return curves.drop_duplicates("configuration", keep="last").reset_index(drop=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
 from fedbw_sweep.records.read import Records
 from fedbw_sweep.records.schema import Column
+from fedbw_sweep.report.ranking import of_common_seeds
 
 TARGET_MEASURES: Mapping[str, Column] = {
     "rounds_to_target": Column("Int64", "first round whose held-out loss is at most the target"),
@@ -96,10 +96,9 @@ class Options:
             settings = {key.strip(): yaml.safe_load(value) for key, _, value in parts}
         except yaml.YAMLError:
             settings = {}
-        plain = [
-            value for value in settings.values() if not isinstance(value, list | dict | NoneType)
-        ]
-        if len(plain) < len(parts) or not all(settings):
+        plain = [value for value in settings.values() if not isinstance(value, list | dict)]
+        empty = not all(key.strip() and value.strip() for key, _, value in parts)
+        if len(plain) < len(parts) or empty:
             raise ConfigError("--baseline", text, "a compression choice, or key=value,key=value")
         return settings
 
@@ -171,32 +170,53 @@ def measure_time(runs: pd.DataFrame, records: Records, options: Options) -> pd.D
 
 
 def settings_of(runs: pd.DataFrame) -> list[str]:
-    """Name the settings that tell the runs' cells apart: all that varies but the seed."""
+    """Name the settings that tell configurations apart: all that varies but the seed."""
     plain = runs.drop(columns=[*MEASURES, *TIME_MEASURES], errors="ignore")
     return [name for name in varying_settings(plain) if name != "seed"]
 
 
-def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
-    """Average each cell's finished runs over seeds, round by round.
+def mean_curves(
+    results: pd.DataFrame, rounds: pd.DataFrame, *, common_seeds: bool = False
+) -> pd.DataFrame:
+    """Average the finished runs of each configuration, which differ in their seed alone.
+
+    Parameters
+    ----------
+    results, rounds : pandas.DataFrame
+        As in `Records`.
+    common_seeds : bool
+        Whether the configurations of a task are to be compared: over the seeds that all of them
+        have, where they have any.
 
     Returns
     -------
     pandas.DataFrame
-        ``cell`` (its label), ``task`` (the label of what makes losses comparable), ``round``,
-        ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up`` and ``down``
-        of the round, ``sent_up`` and ``sent`` up to it; sorted by cell as in `results`, then round.
+        ``configuration`` (its label), ``task`` (the label of what makes losses comparable),
+        ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up``
+        and ``down`` of the round, ``sent_up`` and ``sent`` up to it. The order is that of
+        `results`, then that of rounds. With `common_seeds` also ``seeds``: of the task, 0 where its
+        configurations have none in common, and missing where all have the same.
     """
     done = results[results["status"] == "done"]
     settings = settings_of(done)
     labels = run_labels(done, settings)
-    tasks = run_labels(done, task_settings(settings))[~labels.duplicated()]
-    cells = list(dict.fromkeys(labels))
-    code = pd.Series(pd.Index(cells).get_indexer(pd.Index(labels)), index=done["run_id"])
+    tasks = run_labels(done, task_settings(settings))
+    seeds = pd.Series(dtype="Int64")
+    if common_seeds:
+        common = of_common_seeds(tasks, labels, done["seed"])
+        unequal = ~common.groupby(tasks).all()
+        seeds = done["seed"][common].groupby(tasks).nunique().reindex(unequal.index, fill_value=0)
+        seeds = seeds.astype("Int64").where(unequal)
+        kept = common | tasks.map(seeds == 0).fillna(False).astype(bool)
+        done, labels, tasks = done[kept], labels[kept], tasks[kept]
+    tasks = tasks[~labels.duplicated()]
+    each = list(dict.fromkeys(labels))
+    code = pd.Series(pd.Index(each).get_indexer(pd.Index(labels)), index=done["run_id"])
     codes = rounds["run_id"].map(code)
     own = rounds[codes.notna()]
     numbers = pd.DataFrame(
         {
-            "cell": codes[codes.notna()].to_numpy(int),
+            "configuration": codes[codes.notna()].to_numpy(int),
             "round": own["round"].to_numpy(int),
             "loss": own["loss"].to_numpy(float),
             "up": own["uplink_bytes"].to_numpy(float) / MB,
@@ -205,11 +225,14 @@ def cell_curves(results: pd.DataFrame, rounds: pd.DataFrame) -> pd.DataFrame:
             "sent": own["cumulative_bytes"].to_numpy(float) / MB,
         }
     )
-    grouped = numbers.groupby(["cell", "round"])
+    grouped = numbers.groupby(["configuration", "round"])
     curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
+    of_task = pd.Series(tasks.to_numpy()[curves["configuration"]], dtype=object)
+    if common_seeds:
+        curves["seeds"] = of_task.map(seeds).astype("Int64")
     return curves.assign(
-        cell=pd.Categorical.from_codes(curves["cell"], pd.Index(cells)),
-        task=pd.Categorical(tasks.to_numpy()[curves["cell"]]),
+        configuration=pd.Categorical.from_codes(curves["configuration"], pd.Index(each)),
+        task=pd.Categorical(of_task),
     )
 
 
@@ -219,7 +242,8 @@ def is_baseline(runs: pd.DataFrame, baseline: Mapping[str, Any]) -> pd.Series:
     for key, value in baseline.items():
         if key not in runs:
             raise ConfigError("--baseline", key, f"no such setting; there are {_listed(runs)}")
-        same &= (runs[key] == value).fillna(False).astype(bool)
+        equal = runs[key].isna() if value is None else (runs[key] == value).fillna(False)
+        same &= equal.astype(bool)
     return same
 
 

@@ -2,16 +2,7 @@
 
 const PAGE = 100; // rows the table grows by
 const CURVES = 60; // curves drawn at once
-const METRICS = {
-  // column: [heading, unit, decimals, divisor]
-  loss: ["loss", "nats/token", 3, 1],
-  bits_per_byte: ["bits per byte", "", 3, 1],
-  uplink_bytes: ["uplink", "MB", 2, 1e6],
-  downlink_bytes: ["downlink", "MB", 2, 1e6],
-  total_bytes: ["both", "MB", 2, 1e6],
-  uplink_ratio: ["uplink ratio", "×", 1, 1],
-  bits_per_coordinate: ["bits per coordinate", "uplink", 3, 1],
-};
+let METRICS; // column: [heading, unit, decimals, divisor]
 const GLYPHS = { circle: "●", square: "■", "triangle-up": "▲", diamond: "◆", "triangle-down": "▼", cross: "✚" };
 const $ = (id) => document.getElementById(id);
 
@@ -40,6 +31,12 @@ function formatted(value, decimals, significant = 3) {
   const small = value !== 0 && Math.abs(value) < 10 ** -decimals;
   const digits = small ? { maximumSignificantDigits: significant } : { minimumFractionDigits: decimals, maximumFractionDigits: decimals };
   return value.toLocaleString("en-US", digits);
+}
+
+/** The largest unit in which the smallest value but zero still has three digits. */
+function byteUnit(values) {
+  const smallest = Math.min(...values.filter((value) => value > 0));
+  return [["MB", 1e6], ["kB", 1e3], ["B", 1]].find(([, scale]) => smallest >= scale) ?? ["B", 1];
 }
 
 function spread(row, name) {
@@ -72,6 +69,7 @@ function stateText(row) {
 
 async function main() {
   const data = await unpack($("data").textContent);
+  METRICS = data.metrics;
   const specs = JSON.parse($("specs").textContent);
   const rows = rowsOf(data.configurations);
   rows.forEach((row, number) => {
@@ -88,10 +86,15 @@ async function main() {
     row.state = stateText(row);
   }
 
+  for (const [name, metric] of Object.entries(METRICS)) {
+    if (metric[1] === "MB") [metric[1], metric[3]] = byteUnit(rows.map((row) => row[name]));
+  }
   const columns = [
     ...data.settings.map((name) => ({ name, heading: name, unit: "" })),
     { name: "state", heading: "runs", unit: "" },
-    ...Object.entries(METRICS).map(([name, [heading, unit]]) => ({ name, heading, unit, metric: true })),
+    ...Object.entries(METRICS)
+      .filter(([name]) => name !== "whole_model_ratio" || rows.some((row) => row[name] != null && row[name] !== row.uplink_ratio))
+      .map(([name, [heading, unit]]) => ({ name, heading, unit, metric: true })),
   ];
   const numeric = (column) => rows.every((row) => row[column.name] == null || typeof row[column.name] === "number");
   for (const column of columns) column.number = numeric(column);
@@ -134,25 +137,47 @@ async function main() {
       })),
     );
   }
+  /** Seeds that all of these rows have, or null if they have no others. */
+  function commonSeeds(chosen) {
+    const seeds = chosen.map((row) => row.runsOf.filter((run) => run.loss != null).map((run) => run.seed));
+    const common = seeds.reduce((left, own) => left.filter((seed) => own.includes(seed)));
+    return seeds.every((own) => own.length === common.length) ? null : common;
+  }
   /** Final losses; a point is dominated if another of its task is no worse in both and better in one. */
   function frontPoints() {
     const field = $("direction").value;
-    const points = shown.filter((row) => row.loss != null && row[field] > 0).map((row) => ({
-      ...describe(row),
-      mb: row[field] / 1e6,
-      loss: row.loss,
-      spread: spread(row, "loss").join(""),
-      uplink: inBytes(row.uplink_bytes),
-      total: inBytes(row.total_bytes),
-    }));
+    const finished = shown.filter((row) => row.loss != null && row[field] > 0);
+    const points = [];
+    for (const task of new Set(finished.map((row) => row.task))) {
+      const own = finished.filter((row) => row.task === task);
+      const seeds = commonSeeds(own);
+      for (const row of own) {
+        const runs = row.runsOf.filter((run) => run.loss != null && seeds?.includes(run.seed));
+        const mean = (value) => runs.reduce((sum, run) => sum + value(run), 0) / runs.length;
+        const compared = runs.length
+          ? { loss: mean((run) => run.loss), uplink_bytes: mean((run) => run.uplink_bytes), total_bytes: mean((run) => run.uplink_bytes + run.downlink_bytes) }
+          : row;
+        points.push({
+          ...describe(row),
+          seeds: seeds?.length,
+          mb: compared[field] / 1e6,
+          loss: compared.loss,
+          spread: runs.length ? `${formatted(compared.loss, 3)} over seeds ${seeds.join(", ")}` : spread(row, "loss").join(""),
+          uplink: inBytes(compared.uplink_bytes),
+          total: inBytes(compared.total_bytes),
+        });
+      }
+    }
     const best = {};
     points.sort((a, b) => a.mb - b.mb || a.loss - b.loss);
     for (const point of points) {
       const front = best[point.task];
       const twin = front && front.mb === point.mb && front.loss === point.loss;
-      point.dominated = Boolean(front) && !twin && front.loss <= point.loss;
-      point.verdict = point.dominated ? "no: dominated" : "yes";
-      if (!point.dominated) best[point.task] = point;
+      const compared = point.seeds !== 0;
+      point.dominated = compared && Boolean(front) && !twin && front.loss <= point.loss;
+      point.front = compared && !point.dominated;
+      point.verdict = !compared ? "no seed in common" : point.dominated ? "no: dominated" : "yes";
+      if (point.front) best[point.task] = point;
     }
     return points;
   }
@@ -174,13 +199,17 @@ async function main() {
     const step = Math.max(1, withCurve.length / CURVES);
     const chosen = Array.from({ length: Math.min(CURVES, withCurve.length) }, (_, i) => withCurve[Math.floor(i * step)]);
     const points = { curves: curvePoints(chosen), front: frontPoints() };
-    const front = points.front.filter((point) => !point.dominated).length;
+    const front = points.front.filter((point) => point.front).length;
+    const seeds = [...new Set(points.front.map((point) => point.seeds))];
+    const common = seeds.filter((count) => count > 0);
+    const over = (common.length ? ` Over the seeds that all have: n = ${common.join(" or ")}.` : "")
+      + (seeds.includes(0) ? " Configurations without a common seed are not compared." : "");
     $("curves-note").textContent = withCurve.length > CURVES
       ? `${CURVES} of ${withCurve.length.toLocaleString("en-US")} configurations, evenly from the table as it is sorted; filter to see others.`
       : `${withCurve.length} configuration${withCurve.length === 1 ? "" : "s"}${withCurve.some((row) => row.done > 1) ? ", mean over seeds" : ""}${chosen.some((row) => row.points.some((point) => point.sd)) ? ", band ± sd" : ""}.`;
     const tasks = new Set(points.front.map((point) => point.task)).size;
     $("front-note").textContent = points.front.length
-      ? `${front} of ${points.front.length.toLocaleString("en-US")} on the Pareto front${tasks > 1 ? `s of ${tasks} tasks` : ""}; dominated ones are grey.`
+      ? `${front} of ${points.front.length.toLocaleString("en-US")} on the Pareto front${tasks > 1 ? `s of ${tasks} tasks` : ""}; dominated ones are grey.${over}`
       : "No run with bytes and a loss.";
     const names = seriesNames();
     for (const name of picked) if (!names.includes(name)) picked.delete(name);

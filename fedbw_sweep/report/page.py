@@ -17,9 +17,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedbw_sweep.config.identity import run_id_of
 from fedbw_sweep.errors import ResultsError
-from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
+from fedbw_sweep.records.labels import (
+    holds_settings,
+    run_labels,
+    setting_texts,
+    task_settings,
+    varying_settings,
+)
 from fedbw_sweep.records.read import Records
-from fedbw_sweep.records.schema import RESULTS_COLUMNS
+from fedbw_sweep.records.schema import ON_PAGE, RESULTS_COLUMNS
 from fedbw_sweep.report.command import (
     as_text,
     changes,
@@ -39,17 +45,6 @@ CONFIGURATIONS, POINTS, TABLE_BYTES = 10_000, 12_000, 60_000
 
 REASONS, ERROR_LENGTH, NOTES = 50, 1_000, 30
 """At most so many different reasons why runs failed, characters of one, remarks on the files."""
-
-SHOWN = (
-    "loss",
-    "bits_per_byte",
-    "uplink_bytes",
-    "downlink_bytes",
-    "total_bytes",
-    "uplink_ratio",
-    "bits_per_coordinate",
-)
-"""Columns of results.csv that the main table shows."""
 
 
 def write_page(
@@ -131,6 +126,7 @@ def write_page(
         ]
         data = {
             "settings": settings,
+            "metrics": ON_PAGE,
             "configurations": _columns(configurations.head(kept)),
             "runs": _columns(runs[runs["configuration"] < kept]),
             "styles": charts["styles"],
@@ -169,18 +165,20 @@ def _configurations(
     configurations : pandas.DataFrame
         A row per configuration, numbered from 0: `settings`, ``label``, ``task`` (see
         `table.TASK`), counts of runs by status, and mean
-        and standard deviation (ddof 1) over done runs of each of `SHOWN`.
+        and standard deviation (ddof 1) over done runs of each of `ON_PAGE`.
     of_run : pandas.Series
         The configuration's number for each row of `results`.
     """
     label = run_labels(results, settings)
     done = results["status"] == "done"
-    groups = results[list(SHOWN)].astype(float).where(done).groupby(label, sort=False)
+    groups = results[list(ON_PAGE)].astype(float).where(done).groupby(label, sort=False)
     table = groups.mean().join(groups.std(ddof=1).add_suffix("_sd"))
     table["done"] = done.groupby(label).sum()
     table["failed"] = (results["status"] == "failed").groupby(label).sum()
     table["runs"] = label.groupby(label).size()
     own = results[settings].astype(object).where(results[settings].notna(), None)
+    if nested := [name for name in settings if holds_settings(results[name])]:
+        own[nested] = setting_texts(results, settings)[nested]
     own["task"] = run_labels(results, task_settings(settings))
     first = own.groupby(label, sort=False).head(1)
     table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
@@ -268,7 +266,7 @@ def _curves(
     ]
     numbers = rounds["run_id"].map(done)
     own = rounds[numbers.notna() & (rounds["cumulative_uplink_bytes"] > 0)]
-    own = own.assign(configuration=numbers.astype("Int64"))
+    own = own.assign(configuration=numbers.astype("Int64")[own.index])
     curves, last = own["configuration"].nunique(), own["round"].max()
     left_out = []
     if len(own):

@@ -171,6 +171,12 @@ class Rendered:
         return [escape(str(name)) for name in text.columns], marked.to_numpy().tolist()
 
 
+def file_stem(name: str) -> str:
+    r"""Name a table's files so that LaTeX's ``\input`` and HTML's ``id`` can name them as well."""
+    plain = normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip(".") or "_"
+
+
 def escape_latex(text: str) -> str:
     """Make any text safe for pdfLaTeX's own fonts: accents go, what is left is a question mark."""
     return "".join(map(_escaped, text))

@@ -1,18 +1,19 @@
-"""The table a sweep prints when it ends, and how runs are named by what varies."""
+"""The table a sweep prints when it ends, and what it says of bytes below it."""
 
 from __future__ import annotations
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import MB, in_all_units
-from fedbw_sweep.records.labels import varying_settings
+from fedbw_sweep.console import BYTE_UNITS, Fitted, byte_unit, in_all_units
+from fedbw_sweep.records.labels import run_labels, setting_texts, varying_settings
 
 TASKS = 6
 """Rows of a figure of losses: one for each task."""
 
 
-def summary_table(results: pd.DataFrame) -> Table:
+def summary_table(results: pd.DataFrame) -> Fitted:
     """Lay out a row per run: what was varied, the bytes sent and the loss they gave.
 
     Parameters
@@ -20,34 +21,41 @@ def summary_table(results: pd.DataFrame) -> Table:
     results : pandas.DataFrame
         Rows of ``results.csv``.
     """
-    settings = varying_settings(results)
-    table = Table(
-        title="Payload (MB = 10^6 bytes) and held-out loss (nats per token)", title_justify="left"
+    units = {
+        way: byte_unit(results[f"{way}_bytes"].dropna(), "MB") for way in ("uplink", "downlink")
+    }
+    said = ", ".join(
+        f"{unit} = 10^{len(f'{BYTE_UNITS[unit]:.0f}') - 1} bytes"
+        for unit in dict.fromkeys(units.values())
+        if unit != "B"
     )
-    for name in settings:
-        table.add_column(name)
-    for name in (
-        "uplink MB",
-        "downlink MB",
-        "uplink ratio",
-        "bits/coordinate",
-        "loss before",
-        "loss after",
-        "status",
-    ):
-        table.add_column(name, justify="right")
-    for _, row in results.iterrows():
-        table.add_row(
-            *("" if pd.isna(row[name]) else str(row[name]) for name in settings),
-            _number(row["uplink_bytes"], 2, MB),
-            _number(row["downlink_bytes"], 2, MB),
-            _number(row["uplink_ratio"], 1),
-            _number(row["bits_per_coordinate"], 3),
-            _number(row["initial_loss"], 3),
-            _number(row["loss"], 3),
-            row["status"],
+    table = Table(
+        title=f"Payload ({said or 'B = bytes'}) and held-out loss (nats per token)",
+        title_justify="left",
+    )
+    texts = setting_texts(results, varying_settings(results))
+    for name in texts:
+        table.add_column(str(name))
+    columns = {
+        f"{way} {unit}": _numbers(
+            results[f"{way}_bytes"], 0 if unit == "B" else 2, BYTE_UNITS[unit]
         )
-    return table
+        for way, unit in units.items()
+    }
+    columns["uplink ratio"] = _numbers(results["uplink_ratio"], 1)
+    if (results["whole_model_ratio"] != results["uplink_ratio"]).any():
+        columns["of the whole model"] = _numbers(results["whole_model_ratio"], 1)
+    columns |= {
+        "bits/coordinate": _numbers(results["bits_per_coordinate"], 3),
+        "loss before": _numbers(results["initial_loss"], 3),
+        "loss after": _numbers(results["loss"], 3),
+        "status": list(results["status"]),
+    }
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in zip(*(texts[name].map(escape) for name in texts), *columns.values(), strict=True):
+        table.add_row(*row)
+    return Fitted(table, ("bits/coordinate", "loss before", "uplink ratio"))
 
 
 def describe_bytes(results: pd.DataFrame) -> list[str]:
@@ -60,12 +68,20 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
     """
     done = results[results["status"] == "done"]
     columns = ["model", "model_parameters", "frozen_parameters", "dense_message_bytes"]
-    models = done[columns].drop_duplicates()
+    models = done.drop_duplicates(columns)
+    settings = [
+        name
+        for name in varying_settings(models)
+        if name.partition(".")[0] in ("model", "trainable")
+    ]
+    labels = run_labels(models, list(dict.fromkeys(["model", *settings])))
     lines = [
-        f"{model}: {parameters:,} parameters"
+        f"{label.removeprefix('model=')}: {parameters:,} parameters"
         + (f" and {frozen:,} frozen ones" if frozen else "")
         + f"; a dense fp32 message is {in_all_units(dense)}"
-        for model, parameters, frozen, dense in models.itertuples(index=False)
+        for label, (_, parameters, frozen, dense) in zip(
+            labels, models[columns].itertuples(index=False), strict=True
+        )
     ]
     if len(done) == len(results) == 1:
         [run] = done.to_dict("records")
@@ -74,10 +90,10 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
         lines.append(
             f"{messages} messages: {run['downlink_bytes']:,} B down + {run['uplink_bytes']:,} B up "
             f"= {in_all_units(run['total_bytes'])}"
-            + (f"; the formula gives {formula} ({run['prediction']})" if formula else "")
+            + (f"; the bandwidth formula gives {formula} ({run['prediction']})" if formula else "")
         )
     return lines
 
 
-def _number(value: float, digits: int, unit: float = 1) -> str:
-    return "-" if pd.isna(value) else f"{value / unit:,.{digits}f}"
+def _numbers(values: pd.Series, digits: int, unit: float = 1) -> list[str]:
+    return ["-" if pd.isna(value) else f"{value / unit:,.{digits}f}" for value in values]

@@ -6,13 +6,25 @@ import inspect
 from importlib.metadata import version
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedbw_sweep.backends.base import backend_of
+from fedbw_sweep.backends.flower import FlowerBackend
 from fedbw_sweep.backends.ray.grid import RayGrid
+from fedbw_sweep.errors import ConfigError
+from tests.conftest import config_of
 
 PINNED = "1.42.0"
+
+
+def test_a_backend_is_a_class_with_the_protocols_methods() -> None:
+    assert isinstance(backend_of(config_of("backend=flower").backend), FlowerBackend)
+    for target, words in (("collections.Counter", "must be a Backend"), ("no.Such", "no")):
+        with pytest.raises(ConfigError, match=rf"^backend\._target_={target}: .*{words}"):
+            backend_of(config_of(f"backend._target_={target}").backend)
 
 
 def test_the_version_is_the_one_this_was_written_for() -> None:

@@ -16,8 +16,9 @@ import yaml
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import PayloadError
+from fedbw_sweep.testing import check_decoded, damaged, layout_of
 
-from .test_contract import NAMES, check_decoded, damaged, layout_of
+from .test_contract import NAMES
 
 SLOWEST_S = 5.0
 MOST_MB = 200

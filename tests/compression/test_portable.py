@@ -18,8 +18,9 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from threadpoolctl import threadpool_info
 
 from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.testing import layout_of
 
-from .test_contract import NAMES, VARIANTS, layout_of, load_compressor
+from .test_contract import NAMES, VARIANTS, load_compressor
 
 FILE = Path(__file__).with_name("payloads.npz")
 METHODS = [*NAMES, *VARIANTS, "lowrank_ecsq norm_correction=true", "ecsq target_bits=2"]

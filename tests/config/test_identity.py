@@ -155,6 +155,10 @@ def test_old_names_are_accepted() -> None:
     ]
     assert len(notes) == 4
     assert "way is now called preset" in notes
+    assert rename_overrides(["experiment=seed", "experiment=small,seed", "seed=1,2"]) == (
+        ["experiment=lesson", "experiment=small,lesson", "seed=1,2"],
+        ["experiment=seed is now called experiment=lesson"] * 2,
+    )
 
 
 def test_old_names_in_a_config() -> None:

@@ -95,9 +95,11 @@ def test_a_compressors_own_parameters_are_checked(run_config: Build, density: st
 
 
 def test_weights_are_not_fed_back(run_config: Build) -> None:
-    with pytest.raises(ConfigError, match=r"upload=weights: .*compression\.error_feedback=false"):
-        run_config("upload=weights", "compression=topk")
-    run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
+    fed_back = ("upload=weights", "compression=int8", "compression.error_feedback=true")
+    with pytest.raises(ConfigError, match=r"upload=weights: .*compression\.error_feedback out"):
+        run_config(*fed_back)
+    explicit = run_config("upload=weights", "compression=topk", "compression.error_feedback=false")
+    assert run_config("upload=weights", "compression=topk").run_id == explicit.run_id
 
 
 def test_what_would_diverge_is_not_fed_back(run_config: Build) -> None:
@@ -124,10 +126,10 @@ def test_an_unknown_compressor_parameter_is_refused(run_config: Build) -> None:
 def test_an_experiment_overrides_the_defaults_and_the_command_line_the_experiment(
     run_config: Build,
 ) -> None:
-    config = run_config("experiment=seed")
+    config = run_config("experiment=lesson")
     assert (config.num_clients, config.clients_per_round, config.rounds) == (2, 2, 1)
-    assert (config.local_epochs, config.sweep) == (0, "seed")
-    assert run_config("experiment=seed", "rounds=3").rounds == 3
+    assert (config.local_epochs, config.sweep) == (0, "lesson")
+    assert run_config("experiment=lesson", "rounds=3").rounds == 3
 
 
 def test_all_problems_are_listed_at_once(run_config: Build) -> None:

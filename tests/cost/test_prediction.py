@@ -23,7 +23,7 @@ from fedbw_sweep.cost.network import expected_round_seconds
 from fedbw_sweep.cost.prediction import MEASURED_BITS, Prediction, bits_per_coordinate, predict
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.seeding import rng_for
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.local import LocalBackend
 
 Build = Callable[..., RunConfig]
@@ -160,9 +160,9 @@ def test_the_prediction_is_the_measurement_to_the_byte(
         assert row["predicted_bytes"] == row["uplink_bytes"] + row["downlink_bytes"]
 
 
-def test_the_seeds_formula_by_hand(run_config: Build) -> None:
+def test_the_bandwidth_formula_by_hand(run_config: Build) -> None:
     # 2 clients, 1 round, no compression: 4 messages of pythia-14m
-    config = run_config("experiment=seed")
+    config = run_config("experiment=lesson")
     prediction = predict(config, *find_layout(config))
     assert prediction == Prediction((2 * 56_270_848,), 56_270_848, (2,), (2,), (0,), "exact")
     assert prediction.total_bytes == 225_083_392
@@ -236,7 +236,7 @@ def test_bits_between_two_measurements(
 
 
 @pytest.mark.slow
-def test_the_shipped_bits_are_those_measured() -> None:
+def test_bits_among_the_assets_are_those_measured() -> None:
     """On another processor training differs in its last bits, so the sizes may by a little."""
     methods = ("ternary density=0.01", "lowrank_ecsq step=2.0", "topk density=0.1 values=fp32")
     for model, label, bits in measure("tiny", methods):

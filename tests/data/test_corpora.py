@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pandas as pd
 import pytest
 
+from fedbw_sweep.config.groups import DataConfig
+from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.corpora import load_corpus
 from fedbw_sweep.errors import ConfigError
@@ -40,3 +43,27 @@ def test_conf_data_choices(run_config: Callable[..., RunConfig]) -> None:
         assert (data.name, data.path, data.partition) == (name, "x", "iid")
         with pytest.raises(ConfigError, match=r"^data\.path=\?\?\?: a value must be given"):
             run_config(f"data={name}")
+
+
+def own(cfg: DataConfig) -> pd.DataFrame:
+    lines = [f"{cfg.text_column} {number}" for number in range(20)]
+    return pd.DataFrame({"text": lines, "client": None, "label": None})
+
+
+def no_table(cfg: DataConfig) -> list[str]:
+    return ["text"]
+
+
+def test_a_text_of_the_users_own_is_read_by_its_function(
+    run_config: Callable[..., RunConfig],
+) -> None:
+    mine = "data.name=mine", "data.partition=iid", f"data._target_={__name__}.own"
+    config = run_config(*mine)
+    assert load_corpus(config.data)["text"].tolist()[:2] == ["text 0", "text 1"]
+    assert config.science["data"]["_target_"] == f"{__name__}.own"
+    assert with_contents(config).data.content is None
+    other = run_config(*mine[:2], f"data._target_={__name__}.no_table")
+    assert config.run_id != other.run_id
+    for target, words in ((f"{__name__}.no_table", "must return a DataFrame"), ("no.such", "no")):
+        with pytest.raises(ConfigError, match=rf"data\._target_={target}: .*{words}"):
+            load_corpus(run_config(*mine[:2], f"data._target_={target}").data)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbw_sweep.config.defaults import choice
 from fedbw_sweep.config.groups import DataConfig
 
 LENGTH = 16
@@ -22,7 +23,9 @@ def config(**changes: Any) -> DataConfig:
         "heldout_fraction": 0.1,
         "heldout_tokens": 1024,
     }
-    return DataConfig(**{**values, **changes})
+    values |= changes
+    target = (choice("data", values["name"]) or {})["_target_"]
+    return DataConfig(**{"_target_": target, **values})
 
 
 def text_config(file: Path, **changes: Any) -> DataConfig:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedbw_sweep.federation import shared
 from fedbw_sweep.model.build import build_model
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import Execute
 
 pytestmark = pytest.mark.slow

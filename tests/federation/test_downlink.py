@@ -23,8 +23,8 @@ from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import client as client_side
 from fedbw_sweep.federation.downlink import Differences, Weights, downlink, rebuild
-from fedbw_sweep.federation.server import Server
-from fedbw_sweep.sweep import run
+from fedbw_sweep.federation.exchange import Exchange
+from fedbw_sweep.sweeps import run
 from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
 from tests.local import LocalBackend
@@ -77,7 +77,7 @@ def matrix_layout() -> Layout:
 @pytest.mark.parametrize("initial_model", ["known", "sent"])
 @settings(max_examples=5)
 @given(data=st.data())
-def test_what_a_client_rebuilds_is_the_servers_record(
+def test_what_a_client_rebuilds_is_the_exchanges_record(
     name: str, error_feedback: bool, initial_model: str, data: st.DataObject
 ) -> None:
     """Over rounds in which any clients take part and any of them reply."""
@@ -109,7 +109,7 @@ def test_what_a_client_rebuilds_is_the_servers_record(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_clients_train_from_the_servers_record(
+def test_clients_train_from_the_exchanges_record(
     run_config: Build,
     name: str,
     tmp_path: Any,
@@ -118,14 +118,14 @@ def test_clients_train_from_the_servers_record(
     """In federations with dropout; the bytes booked are those of what both ends saw."""
     trained_from: list[bytes] = []
     recorded: list[bytes] = []
-    servers: list[Server] = []
-    write, send = client_side.write_arrays, Server._send
+    exchanges: list[Exchange] = []
+    write, send = client_side.write_arrays, Exchange.instruct
 
     def note_received(model: Any, vector: FloatVector, exact: bytes) -> None:
         trained_from.append(vector.tobytes())
         write(model, vector, exact)
 
-    def note_record(self: Server, *arguments: Any) -> Any:
+    def note_record(self: Exchange, *arguments: Any) -> Any:
         messages = send(self, *arguments)
         end = self.downlink
         if isinstance(end, Differences):
@@ -134,11 +134,11 @@ def test_clients_train_from_the_servers_record(
             assert isinstance(end, Weights)
             vector = end.compressor.decode(end.payload, self.layout)
         recorded.extend([vector.tobytes()] * len(messages))
-        servers.append(self)
+        exchanges.append(self)
         return messages
 
     monkeypatch.setattr(client_side, "write_arrays", note_received)
-    monkeypatch.setattr(Server, "_send", note_record)
+    monkeypatch.setattr(Exchange, "instruct", note_record)
     monkeypatch.setattr(run, "backend_of", LocalBackend(5))
     record = run.execute(
         run_config(
@@ -151,7 +151,7 @@ def test_clients_train_from_the_servers_record(
     assert trained_from == recorded
     if name != "sketch":  # which finds nothing heavy in these differences
         assert len(set(recorded)) > 2
-    down = [entry for entry in servers[0].ledger.entries if entry.direction == "downlink"]
+    down = [entry for entry in exchanges[0].ledger.entries if entry.direction == "downlink"]
     assert len(down) == 5 * 3
     assert record.summary["downlink_bytes"] == sum(entry.payload_bytes for entry in down)
     assert record.summary["downlink_ratio"] == pytest.approx(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flwr.app import Array, ArrayRecord, Message
 
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.write import RunRecord
-from tests.conftest import Execute
+from fedbw_sweep.sweeps import run
+from tests.conftest import SMALL, Execute
+from tests.local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
@@ -108,3 +113,15 @@ def test_a_round_without_replies_leaves_the_model(execute: Execute) -> None:
     assert record.parts == []
     assert record.summary["loss"] == record.summary["initial_loss"]
     assert record.summary["downlink_bytes"] == 2 * TINY_BYTES
+
+
+def test_a_backend_that_ends_without_a_result_fails_the_run(
+    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nothing(LocalBackend):
+        def run(self, job: Job, sink: Sink) -> None:
+            """End at once."""
+
+    monkeypatch.setattr(run, "backend_of", Nothing())
+    record = run.execute(run_config(*SMALL), tmp_path)
+    assert (record.status, record.error) == ("failed", "backend=ray ended without a result")

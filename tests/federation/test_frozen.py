@@ -16,7 +16,7 @@ from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
 from fedbw_sweep.model.vector import layout_of, read_frozen
 from fedbw_sweep.records.collect import collect
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from fedbw_sweep.training.evaluation import heldout_loss
 from tests.conftest import CONF, Execute
 from tests.model.architectures import (
@@ -27,7 +27,7 @@ from tests.model.architectures import (
 def test_every_choice_is_checked_before_any_run_trains(
     run_config: Callable[..., RunConfig],
 ) -> None:
-    cells = [
+    configs = [
         run_config("model=tiny", *more)
         for more in (
             ("trainable=lora",),
@@ -36,9 +36,9 @@ def test_every_choice_is_checked_before_any_run_trains(
             ("trainable=last_n", "trainable.blocks=6"),
         )
     ]
-    run.check(cells)
+    run.check(configs)
     with pytest.raises(ConfigError, match=r"trainable\.blocks=7"):
-        run.check([*cells, run_config("model=tiny", "trainable=last_n", "trainable.blocks=7")])
+        run.check([*configs, run_config("model=tiny", "trainable=last_n", "trainable.blocks=7")])
 
 
 BODY = 1_320_960 - 2 * 512 * 128

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -52,9 +51,7 @@ def grid_of(job: Job) -> LocalGrid:
 def server_of(config: RunConfig) -> Server:
     prepare_process()
     model = build_trainable(config.model, config.trainable, config.seed)
-    sizes = np.array(
-        [(len(tokens) - 1) // config.sequence_length for tokens in federated_text(config).clients]
-    )
+    sizes = federated_text(config).clients.sequences(config.sequence_length)
     return Server(config, layout_of(model), *read_arrays(model), b"", sizes)
 
 
@@ -82,8 +79,8 @@ def test_a_server_goes_on_at_any_round(run_config: Build, settings: tuple[str, .
     second.load(pickle.loads(pickle.dumps(first.state())))
     assert second.run(grid, lambda number, server: None) == End("rounds")
     assert second.vector.tobytes() == whole.vector.tobytes() != first.vector.tobytes()
-    late = [row for row in whole.ledger.rows() if int(row["round"]) > 2]
-    assert list(second.ledger.rows()) == late
+    late = [row for row in whole.exchange.ledger.rows() if int(row["round"]) > 2]
+    assert list(second.exchange.ledger.rows()) == late
 
 
 def test_a_job_is_plain_data_that_any_process_can_do(run_config: Build) -> None:

@@ -17,7 +17,7 @@ from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.vector import read_arrays
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import SMALL, Execute
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.model.build import build_model
+from fedbw_sweep.model.layout_cache import find_layout
+from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.vector import layout_of, read_arrays
+from tests.conftest import Execute
 from tests.model.models import TINY, neox_parameters, tiny
 
 
@@ -21,7 +24,7 @@ from tests.model.models import TINY, neox_parameters, tiny
     ("model", "vocabulary", "parameters"),
     [("pythia-14m", 50304, 14_067_712), ("tiny", 512, 1_320_960)],
 )
-def test_the_shipped_models_have_the_published_size(
+def test_the_built_in_models_have_the_published_size(
     run_config: Callable[..., RunConfig], model: str, vocabulary: int, parameters: int
 ) -> None:
     layout = layout_of(build_model(run_config(f"model={model}").model, seed=0))
@@ -80,3 +83,41 @@ def test_a_model_that_cannot_be_loaded_says_what_to_do(name: str, weights: str) 
 def test_an_architecture_that_does_not_exist_is_named() -> None:
     with pytest.raises(ConfigError, match=r"model\.architecture="):
         build_model(tiny(architecture={"model_type": "no_such_type"}), seed=0)
+
+
+OWN = (
+    "model.name=bigram",
+    "+model._target_=tests.model.bigram.build",
+    "~model.architecture",
+    "+model.architecture={vocab_size: 256, width: 3}",
+)
+
+
+def test_a_model_of_the_users_own_is_built_by_its_function(
+    run_config: Callable[..., RunConfig], execute: Execute, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = run_config("model=tiny", *OWN)
+    assert config.science["model"]["_target_"] == "tests.model.bigram.build"
+    first, again = (read_arrays(build_model(config.model, 1))[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    layout, frozen = find_layout(config)  # from shapes
+    assert (layout.size, frozen) == (256 * 3 + 3 * 256 + 256, 0)
+    assert load_tokenizer(config.model)("a").tolist() == [97]
+    record = execute(*OWN, "compression=int8")
+    assert record.error is None
+    assert record.summary["model_parameters"] == layout.size
+    assert record.summary["loss"] < record.summary["initial_loss"]
+
+
+def test_another_builder_is_another_run(run_config: Callable[..., RunConfig]) -> None:
+    one = run_config("model=tiny", *OWN)
+    other = run_config("model=tiny", *OWN, "model._target_=tests.model.bigram.Bigram")
+    assert one.run_id != other.run_id != run_config("model=tiny").run_id
+
+
+@pytest.mark.parametrize("name", ["build_another", "nothing_there"])
+def test_what_builds_no_model_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model\._target_=tests\.model\.bigram\.{name}: "):
+        build_model(tiny(_target_=f"tests.model.bigram.{name}"), seed=0)

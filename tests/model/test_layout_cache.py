@@ -12,29 +12,29 @@ import pytest
 from fedbw_sweep.config.groups import ModelConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.model.build import build_model
-from fedbw_sweep.model.layout_cache import SHIPPED, find_layout, write_layout
+from fedbw_sweep.model.layout_cache import ASSETS, find_layout, write_layout
 from fedbw_sweep.model.trainable import freeze, shapes
 from fedbw_sweep.model.vector import layout_of
 from tests.conftest import config_of
 
 
-def shipped_choices() -> list[str]:
+def built_in_choices() -> list[str]:
     """The choices of conf/model that list their architecture."""
     texts = {path.stem: path.read_text() for path in (CONF / "model").glob("*.yaml")}
     return [choice for choice, text in texts.items() if "architecture: null" not in text]
 
 
-@pytest.mark.parametrize("choice", shipped_choices())
-def test_shipped_layouts_are_the_models(choice: str) -> None:
+@pytest.mark.parametrize("choice", built_in_choices())
+def test_layouts_among_the_assets_are_the_models(choice: str) -> None:
     config = config_of(f"model={choice}")
-    shipped = find_layout(config)
-    assert shipped == shapes(config)
+    stored = find_layout(config)
+    assert stored == shapes(config)
     if choice != "pythia-12b":  # 47 GB
-        assert shipped == (layout_of(build_model(config.model, 1)), 0)
+        assert stored == (layout_of(build_model(config.model, 1)), 0)
 
 
-def test_nothing_else_is_shipped() -> None:
-    assert len(list(SHIPPED.glob("*.json"))) == len(shipped_choices())
+def test_nothing_else_is_among_the_assets() -> None:
+    assert len(list(ASSETS.glob("*.json"))) == len(built_in_choices())
 
 
 SMALL = {
@@ -98,8 +98,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 if __name__ == "__main__":
-    for old in SHIPPED.glob("*.json"):
+    for old in ASSETS.glob("*.json"):
         old.unlink()
-    for choice in shipped_choices():
+    for choice in built_in_choices():
         config = config_of(f"model={choice}")
-        write_layout(*shapes(config), config, SHIPPED)
+        write_layout(*shapes(config), config, ASSETS)

@@ -89,6 +89,19 @@ def test_a_run_folder_holds_all_of_it(run_config: Build, tmp_path: Path) -> None
     assert messages["payload_bytes"].tolist() == [2**53 + 1] * 3  # an int64, never a float
 
 
+@pytest.mark.parametrize("table", ["summary", "rounds", "parts", "timing"])
+def test_what_is_no_column_is_not_lost_but_refused(
+    run_config: Build, tmp_path: Path, table: str
+) -> None:
+    config = run_config()
+    done = finished(config)
+    rows = getattr(done, table)
+    (rows if table == "summary" else rows[0])["grad_norm"] = 1.0
+    with pytest.raises(ValueError, match="grad_norm"):
+        done.write(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tables_are_rebuilt_from_the_folders(run_config: Build, tmp_path: Path) -> None:
     for override in ("compression=topk", "compression=none", "num_clients=3"):
         finished(run_config(override)).write(tmp_path)

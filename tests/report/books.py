@@ -15,15 +15,15 @@ from tests.conftest import ROOT
 
 TARGET, BUDGET = 5.14, 1e6
 
-Cell = tuple[str, int, int]
+Key = tuple[str, int, int]
 
 
-def books(sweep: Path) -> dict[Cell, dict[str, float | None]]:
+def books(sweep: Path) -> dict[Key, dict[str, float | None]]:
     """Each finished run's numbers, from its messages, losses and seconds, in plain Python."""
     network = yaml.safe_load((ROOT / "conf" / "network" / "campus.yaml").read_text())
     assert network["spread"] == 0  # no draws: a message's time is latency and bytes over the rate
     rate = {way: network[f"{way}_mbit_s"] * 1e6 / 8 for way in ("uplink", "downlink")}
-    found: dict[Cell, dict[str, float | None]] = {}
+    found: dict[Key, dict[str, float | None]] = {}
     for folder in sweep.iterdir():
         if not (folder / "status.json").exists():
             continue

@@ -8,9 +8,10 @@ from pathlib import Path
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.report.build import TableBuilder
 from fedbw_sweep.report.measure import Options, measure
 from fedbw_sweep.report.render import Rendered
-from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.spec import BUILT_IN, load_spec
 
 
 def small_sweep(folder: Path, run_config: Callable[..., RunConfig]) -> None:
@@ -39,7 +40,7 @@ def small_sweep(folder: Path, run_config: Callable[..., RunConfig]) -> None:
 def build(folder: Path, name: str, options: Options) -> Rendered:
     records = load_records(folder, messages=False)
     builder = TableBuilder(measure(records, options), options)
-    spec = load_spec(SHIPPED / f"{name}.yaml")
+    spec = load_spec(BUILT_IN / f"{name}.yaml")
     assert builder.why_not(spec) is None
     return builder.build(name, spec)
 

@@ -22,7 +22,7 @@ from fedbw_sweep.records.write import announce
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.report.render import Rendered
 from fedbw_sweep.report.spec import NUMBERS, TABLE_COLUMNS
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import ROOT, SMALL, config_of
 from tests.local import LocalBackend
 from tests.report.books import BUDGET, TARGET, books, near
@@ -50,7 +50,7 @@ def kill(sweep: Path, *overrides: str) -> None:
 import os, signal, sys
 from pathlib import Path
 from fedbw_sweep.federation import job
-from fedbw_sweep.sweep import run
+from fedbw_sweep.sweeps import run
 from tests.conftest import config_of
 from tests.local import LocalBackend
 
@@ -72,7 +72,7 @@ run.execute(config_of(*sys.argv[2:]), Path(sys.argv[1]))
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 cells really trained, but for one that was killed and one that diverged."""
+    """18 runs really trained, but for one that was killed and one that diverged."""
     folder = tmp_path_factory.mktemp("outputs") / "sweep"
     folder.mkdir()
     text = folder.parent / "text.txt"
@@ -86,8 +86,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.partition=iid",
     )
     configs = {
-        cell: config_of(*quick, *(f"{k}={v}" for k, v in zip(VARIED, cell, strict=True)))
-        for cell in product(METHODS, CLIENTS, SEEDS)
+        key: config_of(*quick, *(f"{k}={v}" for k, v in zip(VARIED, key, strict=True)))
+        for key in product(METHODS, CLIENTS, SEEDS)
     }
     announce(configs.values(), folder)
     kill(folder, *quick, *(f"{k}={v}" for k, v in zip(VARIED, KILLED, strict=True)))
@@ -95,9 +95,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate = job.heldout_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "backend_of", LocalBackend())
-        for cell, config in configs.items():
-            if cell != KILLED:
-                diverges = cell == DIVERGED
+        for key, config in configs.items():
+            if key != KILLED:
+                diverges = key == DIVERGED
                 patch.setattr(
                     job, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
                 )
@@ -159,13 +159,27 @@ NOT_OF_RUNS = {  # which stand in the tables of times alone
 }  # fmt: skip
 
 
+def in_its_unit(title: str, sizes: list[float | None]) -> tuple[str, float, str]:
+    """The title, unit and format of a column of bytes: the smallest size has three digits."""
+    smallest = min(size for size in sizes if size)
+    if smallest < 1e3:
+        return title.replace("MB", "B"), 1, "B"
+    return (title, 1e6, ".2f") if smallest >= 1e6 else (title.replace("MB", "kB"), 1e3, ",.2f")
+
+
+def text_of(number: float, unit: float, form: str) -> str:
+    """What is printed; a whole number of bytes has no decimals."""
+    form = {"B": ",.0f" if number == int(number) else ",.2f"}.get(form, form)
+    return format(number / unit, form)
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     runs = books(sweep)
     assert len(runs) == 16
 
     def mean(name: str, method: str, clients: int) -> tuple[float | None, list[float], int]:
-        own = [runs[cell][name] for cell in runs if cell[:2] == (method, clients)]
+        own = [runs[key][name] for key in runs if key[:2] == (method, clients)]
         values = [value for value in own if value is not None]
         middle = statistics.median if name == "break_even_mbit_s" else statistics.mean
         return middle(values) if values else None, values, len(own)
@@ -176,11 +190,11 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
     cells = [line.strip("|").split("|") for line in markdown if "|" in line]
     header, _, *printed = [[cell.strip(" *") for cell in line] for line in cells]
     texts = [dict(zip(header, line, strict=True)) for line in printed]
-    text_of = {(r["compression"], int(r["num_clients"])): r for r in texts}
-    assert set(rows) == set(text_of) == set(product(METHODS, CLIENTS))
+    printed_of = {(r["compression"], int(r["num_clients"])): r for r in texts}
+    assert set(rows) == set(printed_of) == set(product(METHODS, CLIENTS))
     for (method, clients), row in rows.items():
-        text = text_of[method, clients]
-        lost = {cell for cell in (KILLED, DIVERGED) if cell[:2] == (method, clients)}
+        text = printed_of[method, clients]
+        lost = {key for key in (KILLED, DIVERGED) if key[:2] == (method, clients)}
         expected: dict[str, float | None] = {
             "runs": 3, "done": 3 - len(lost),
             "failed": int(DIVERGED in lost), "missing": int(KILLED in lost),
@@ -188,23 +202,33 @@ def test_every_number_is_right(sweep: Path, report: Path, name: str) -> None:
         why = "failed" if DIVERGED in lost else "missing"
         shown = {"n": f"2 of 3: 1 {why}" if lost else "3"}
         for place, (title, (column, unit, form)) in enumerate(SHOWN[name].items()):
+            if unit == 1e6:
+                sizes = [mean(column, *row)[0] for row in rows]
+                title, unit, form = in_its_unit(title, sizes)
             average, values, done = mean(column, method, clients)
             expected[column], expected[f"{column}_n"] = average, len(values)
-            shown[title] = "—" if average is None else format(average / unit, form)
+            shown[title] = "—" if average is None else text_of(average, unit, form)
             if average is None and place == 0:
                 shown[title] += " (not reached in 2 rounds)"
             if column in SPREAD:
                 sd = statistics.stdev(values) if len(values) > 1 else None
                 expected[f"{column}_sd"] = sd
-                shown[title] += "" if sd is None else f" ± {format(sd / unit, form.strip('+'))}"
+                sd_text = "" if sd is None else f" ± {text_of(sd, unit, form.strip('+'))}"
+                shown[title] += sd_text
             if values and len(values) < done:
                 shown[title] += f" [{len(values)} of {done}]"
             if column in SPED_UP:
-                base, of_base, all_base = mean(column, "none", clients)
-                whole = len(values) == done and len(of_base) == all_base
-                times = base / average if whole and base and average else None
+                seeds = [
+                    s for s in SEEDS if {(method, clients, s), ("none", clients, s)} <= set(runs)
+                ]
+                own, base = (
+                    [runs[of, clients, seed][column] for seed in seeds] for of in (method, "none")
+                )
+                whole = None not in own + base
+                times = statistics.mean(base) / statistics.mean(own) if whole else None
                 expected[f"{column}_speedup"] = times
-                shown[title] += "" if times is None else f" ({times:.1f}x)"
+                n = "" if len(seeds) == len(SEEDS) else f", n={len(seeds)}"
+                shown[title] += "" if times is None else f" ({times:.1f}x{n})"
         for column, found in row.items():
             if column not in {"compression", "num_clients", "network"}:
                 assert near(found, expected.pop(column)), f"{method} {clients} {column}: {found}"
@@ -226,8 +250,8 @@ def test_every_number_of_the_runs_is_right(sweep: Path, report: Path) -> None:
         for name in set(own) - NOT_OF_RUNS:
             assert near(row[name], own[name]), f"{method} {clients} {seed} {name}"
     reached = {
-        cell[:2]: [own["rounds_to_target"] for c, own in runs.items() if c[:2] == cell[:2]]
-        for cell in runs
+        key[:2]: [own["rounds_to_target"] for k, own in runs.items() if k[:2] == key[:2]]
+        for key in runs
     }
     counts = {(len(found), found.count(None)) for found in reached.values()}
     assert len(counts) > 2, "the target is too easy or too hard to tell anything"

@@ -30,7 +30,7 @@ OVERRIDES = [
     ("optimizer=sgd", "optimizer.momentum=0.9", "proximal_mu=0.1", "server=fedadam"),
     ("optimizer.betas=[0.9,0.95]", "server=diloco", "server.lr=0.5", "+server.momentum_=0.1"),
     ("trainable=lora", "trainable.rank=2", "trainable.targets=[dense]"),
-    ("experiment=seed", "clients.dropout=0.25"),
+    ("experiment=lesson", "clients.dropout=0.25"),
 ]
 
 

@@ -14,7 +14,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.report import figure
-from fedbw_sweep.report.measure import cell_curves
+from fedbw_sweep.report.measure import mean_curves
 from tests.report.sweeps import epochs_sweep, small_sweep
 
 pytestmark = pytest.mark.slow
@@ -27,16 +27,17 @@ def test_the_pareto_front() -> None:
 
 def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None:
     losses = {"best": 2.5, "cheap": 2.6, "near": 2.62, "lost": 5.0}
-    rows = [(cell, 1, loss, 0.0, 9 - loss, 9 - loss) for cell, loss in losses.items()]
+    rows = [(label, 1, loss, 0.0, 9 - loss, 9 - loss) for label, loss in losses.items()]
     rows[2] = ("near", 1, 2.62, 0.0, 50.0, 50.0)
     rows[3] = ("lost", 1, 5.0, 0.0, 60.0, 60.0)
-    columns = ["cell", "round", "loss", "sd", "sent_up", "sent"]
+    columns = ["configuration", "round", "loss", "sd", "sent_up", "sent"]
     curves = pd.DataFrame(rows, columns=columns).assign(task="")
     figure.pareto_front(curves, tmp_path / "front.svg")
     drawn = (tmp_path / "front.svg").read_text()
     assert ">1 dominated beyond the axis</text>" in drawn
     assert ">5.0</text>" not in drawn
-    both = curves.assign(cell=["a, lr=1, x=2", "b, lr=2, x=2", "c, lr=1, x=2", "d, lr=1, x=2"])
+    labels = ["a, lr=1, x=2", "b, lr=2, x=2", "c, lr=1, x=2", "d, lr=1, x=2"]
+    both = curves.assign(configuration=labels)
     figure.pareto_front(both, tmp_path / "common.svg")
     drawn = (tmp_path / "common.svg").read_text()
     assert all(f">{words}</text>" in drawn for words in ("a, lr=1", "b, lr=2", "x=2"))
@@ -57,7 +58,7 @@ def test_a_front_for_each_model_and_text(
         record.rounds = [{"round": 1, "loss": loss, **sent, **sums}]
         record.write(tmp_path)
     records = load_records(tmp_path, messages=False)
-    curves = cell_curves(records.results, records.rounds)
+    curves = mean_curves(records.results, records.rounds)
     front, drawn = figure._front, {}
 
     def draw(panels: Any, final: pd.DataFrame, styles: Any) -> None:
@@ -88,12 +89,13 @@ def test_local_epochs_are_compared_at_equal_bytes(
         lines(axes, points, *rest)
 
     monkeypatch.setattr(figure, "draw_lines", draw)
-    curves = cell_curves(records.results, records.rounds)
+    curves = mean_curves(records.results, records.rounds)
     figure.local_epochs(records.results, curves, tmp_path / "epochs.svg")
     assert len(drawn) == 2  # a panel for each way to deal the text
     points = pd.concat(drawn)
     found = {
-        (cell, epochs): loss for cell, epochs, loss in points[["cell", "epochs", "loss"]].to_numpy()
+        (label, epochs): loss
+        for label, epochs, loss in points[["configuration", "epochs", "loss"]].to_numpy()
     }
     # 2 MB up are two rounds of one epoch, and one round of four
     assert found == {

@@ -13,7 +13,7 @@ import pytest
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.report.__main__ import main
-from fedbw_sweep.report.spec import SHIPPED
+from fedbw_sweep.report.spec import BUILT_IN
 from tests.conftest import refuses
 from tests.report.sweeps import small_sweep
 
@@ -84,9 +84,9 @@ def test_a_table_of_ones_own_needs_a_name_of_its_own(
 ) -> None:
     small_sweep(tmp_path, run_config)
     own = tmp_path / "compression.yaml"
-    own.write_text((SHIPPED / "compression.yaml").read_text())
+    own.write_text((BUILT_IN / "compression.yaml").read_text())
     refuses(main, [str(tmp_path), "--out", str(tmp_path / "out"), "--spec", str(own)])
-    assert "has the name of a shipped table" in " ".join(capsys.readouterr().err.split())
+    assert "has the name of a built-in table" in " ".join(capsys.readouterr().err.split())
 
 
 def test_it_starts_without_what_trains() -> None:

@@ -13,7 +13,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord
-from fedbw_sweep.report.measure import Options, cell_curves, measure, measure_time
+from fedbw_sweep.report.measure import Options, mean_curves, measure, measure_time
 from tests.report.sweeps import small_sweep
 
 pytestmark = pytest.mark.slow
@@ -54,8 +54,8 @@ def test_time_without_a_baseline(
 def test_curves_are_means_over_seeds(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
     small_sweep(tmp_path, run_config)
     records = load_records(tmp_path, messages=False)
-    curves = cell_curves(records.results, records.rounds)
-    assert curves["cell"].tolist() == ["none"] * 3 + ["topk"] * 3
+    curves = mean_curves(records.results, records.rounds)
+    assert curves["configuration"].tolist() == ["none"] * 3 + ["topk"] * 3
     assert curves["round"].tolist() == [0, 1, 2] * 2
     assert curves["loss"].tolist() == pytest.approx([4.05, 3.05, 2.05, 4.05, 3.55, 2.95])
     assert curves["sd"].tolist() == pytest.approx([0.1 / 2**0.5] * 6)

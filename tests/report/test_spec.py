@@ -10,8 +10,9 @@ import pytest
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.report.build import TableBuilder
 from fedbw_sweep.report.measure import Options, measure
-from fedbw_sweep.report.spec import SHIPPED, TableBuilder, load_spec
+from fedbw_sweep.report.spec import BUILT_IN, load_spec
 from tests.report.sweeps import build, epochs_sweep, small_sweep
 
 pytestmark = pytest.mark.slow
@@ -23,8 +24,8 @@ def test_targets_speedups_and_dashes(tmp_path: Path, run_config: Callable[..., R
     rows = table.frame.set_index("compression")
     # none: round 1 with both seeds, 100 B up; topk: round 1 (3.5) and 1 (3.6)
     assert rows.loc["none", "rounds to target"] == "1.0 ± 0.0"
-    assert rows.loc["topk", "up (MB)"] == "0.00 (10.0x)"
-    assert table.best["up (MB)"].tolist() == [False, False]  # both print 0.00
+    assert rows["up (B)"].tolist() == ["100 (1.0x)", "10 (10.0x)"]
+    assert table.best["up (B)"].tolist() == [False, True]
     table = build(tmp_path, "bytes_to_target", Options(target_loss=2.95))
     rows = table.frame.set_index("compression")
     assert rows.loc["topk", "rounds to target"] == "2.0 [1 of 2]"
@@ -32,7 +33,7 @@ def test_targets_speedups_and_dashes(tmp_path: Path, run_config: Callable[..., R
     table = build(tmp_path, "bytes_to_target", Options(target_loss=2.5))
     rows = table.frame.set_index("compression")
     assert rows.loc["topk", "rounds to target"] == "— (not reached in 2 rounds)"
-    assert rows.loc["topk", "total (MB)"] == "—"
+    assert rows.loc["topk", "total (B)"] == "—"
 
 
 def test_best_and_paired_differences(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
@@ -67,7 +68,7 @@ def test_rounds_to_target_against_what_clients_do(
 
 def test_settings_side_by_side(tmp_path: Path, run_config: Callable[..., RunConfig]) -> None:
     small_sweep(tmp_path, run_config)
-    spec = load_spec(SHIPPED / "compression.yaml")
+    spec = load_spec(BUILT_IN / "compression.yaml")
     two = spec.model_copy(update={"rows": ["compression"], "columns": ["num_clients"]})
     config = run_config("num_clients=5", "rounds=2")
     RunRecord(config, "failed", error="boom").write(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,13 @@ class RayBackend:
 
     def start(self, config: RunConfig) -> None:
         """See `Backend`; this process imports what a run needs while Ray starts."""
+        if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+            return
         node = None
         if self.config.address is None:
             preload = "fedbw_sweep.federation.client"
-            node = Node(self.config.workers, config.verbose, preload)
+            own = self.config
+            node = Node(own.workers, config.verbose, own.start_timeout_s, preload)
         with importing():
             from fedbw_sweep.backends.ray import cluster
         cluster.connect(config, node)
@@ -44,6 +48,7 @@ class RayBackend:
 
     def run(self, job: Job, sink: Sink) -> None:
         """See `Backend`."""
+        self.start(job.config)  # in a job of another launcher nobody has
         from flwr.app import Context, RecordDict
 
         from fedbw_sweep.backends.ray.grid import RayGrid

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import atexit
 import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from math import floor
 from typing import Any
@@ -49,16 +52,19 @@ def connect(config: RunConfig, node: Node | None = None) -> None:
         "log_to_driver": config.verbose,
     }
     if backend.address is None:
-        node = node or Node(backend.workers, config.verbose)
+        node = node or Node(backend.workers, config.verbose, backend.start_timeout_s)
         atexit.register(_stop, node)
-        ray.init(address=node.address(), **quiet)
+        address = node.address()
+        with _own_handler():
+            ray.init(address=address, runtime_env=node.runtime_env, **quiet)
     else:
         environment = {"py_modules": [str(PACKAGE)]}
         try:
             host, _, port = backend.address.rpartition(":")
             if host:  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), CONNECT_S).close()
-            ray.init(address=backend.address, runtime_env=environment, **quiet)
+            with _own_handler():
+                ray.init(address=backend.address, runtime_env=environment, **quiet)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "backend.address",
@@ -66,10 +72,26 @@ def connect(config: RunConfig, node: Node | None = None) -> None:
                 f"no Ray cluster answers there ({str(error).splitlines()[0]}); start one with "
                 "`ray start --head` and give the address it prints, or null to start Ray here",
             ) from None
+    get_ready(config)
+
+
+def get_ready(config: RunConfig) -> None:
+    """Have workers import what they need and build the model, meanwhile."""
     # With a client's share: a worker computes on the GPU that it has seen first.
     gpus = client_gpus(config)
     for _ in range(worker_count(alive_nodes())):
-        submit(_get_ready, [config.model_dump_json(by_alias=True)], gpus=gpus)
+        submit(_prepare, [config.model_dump_json(by_alias=True)], gpus=gpus)
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray would abort the process with a stack trace."""
+    if threading.current_thread() is not threading.main_thread():  # there Ray sets none
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _stop(node: Node) -> None:
@@ -77,7 +99,7 @@ def _stop(node: Node) -> None:
     node.stop()
 
 
-def _get_ready(run_config: str) -> None:
+def _prepare(run_config: str) -> None:
     # Imported here: starting Ray need not wait for torch.
     with importing():
         from fedbw_sweep.federation.shared import worker_model

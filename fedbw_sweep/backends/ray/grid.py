@@ -149,7 +149,8 @@ class RayGrid(Grid):
 
     def _reply(self, asked: _Asked) -> Message:
         """Wait for a reply; ask again where the worker, not the client, failed."""
-        for _ in range(RETRIES + 1):
+        failures = 0
+        while True:
             try:
                 answered: Message = ray.get(asked.reply)  # type: ignore[assignment]
                 # With its machine a state would be lost: what this machine holds is not.
@@ -160,14 +161,17 @@ class RayGrid(Grid):
                 reason = str(error.cause)
                 break
             except RayError as error:
+                failures += 1
                 timeout = asked.arguments[3]
                 if timeout is not None and time.monotonic() - asked.at > timeout + GRACE_S:
                     reason = _too_late(timeout)
                     break
-                reason = (
-                    f"its worker process failed {RETRIES + 1} times; where memory is short, fewer "
-                    f"backend.workers need less. The last time: {error}"
-                )
+                if failures > RETRIES:
+                    reason = (
+                        f"its worker process failed {failures} times; where memory is short, fewer "
+                        f"backend.workers need less. The last time: {error}"
+                    )
+                    break
                 asked = self._ask(asked.message, asked.arguments)
         return Message(Error(WORKER_FAILED, reason), reply_to=asked.message)
 

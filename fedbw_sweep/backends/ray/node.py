@@ -1,44 +1,80 @@
 """Ray on this machine: its processes, started and ended by a process of their own.
 
-They start while the command imports, and the command has no threads yet when it forks (see
-`nursery`). Ray's own way to start them, ``ray.init``, takes a dashboard's server that waits to be
-looked at, an autoscaler and more; a run needs none, and their start takes longer than the rest.
+They start while the command imports, and the command has no threads yet when it forks the process
+that forks Ray's workers (see `nursery`). Only what Ray documents is used: ``ray.init``, a runtime
+environment with ``py_executable``, and environment variables. Where a fork is not safe, workers
+start afresh, which takes longer.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import psutil
 
 from fedbw_sweep.backends.ray.nursery import ADDRESS, SCRIPT, Nursery, importing
+from fedbw_sweep.console import message_console
 from fedbw_sweep.environment import cores
 from fedbw_sweep.errors import FedbwError
+
+PREFIX = "fedbw-"
+"""Of the names of Ray's folders for sockets, logs and spilled objects; a process id follows."""
+
+SOCKET_ROOM = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
+"""Longest folder that leaves room for Ray's sockets: their paths have at most 107 bytes."""
 
 
 class Node:
     """Ray with nothing but a node, until `stop` or the end of this process.
+
+    Only processes that know a random token can use it (``RAY_AUTH_MODE=token``), unless this
+    process had imported Ray before.
 
     Parameters
     ----------
     workers : int or None
         Clients that can train at the same time; None for one per core.
     verbose : bool
-        Whether what workers print is to reach the command.
+        Whether Ray's own log is to reach the command.
+    start_timeout_s : float
+        Seconds that it may take to start.
     preload : str, optional
         A module to import while Ray starts. Workers are then forked from this process as it is with
-        it, on Linux (see `Nursery.open` for what it must not be); else each starts afresh.
+        it, where that is safe; else each starts afresh.
+
+    Raises
+    ------
+    FedbwError
+        If Ray has no room for its sockets' paths.
     """
 
-    def __init__(self, workers: int | None, verbose: bool, preload: str | None = None) -> None:
+    def __init__(
+        self,
+        workers: int | None,
+        verbose: bool,
+        start_timeout_s: float,
+        preload: str | None = None,
+    ) -> None:
+        self.start_timeout_s = start_timeout_s
+        _remove_what_the_dead_left()
+        if "ray" not in sys.modules:  # else it has read its environment already
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault("RAY_AUTH_TOKEN", token_hex(32))
         nursery = Nursery() if preload and sys.platform == "linux" else None
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", __name__, str(workers or cores())),
-                *("verbose" if verbose else "quiet", nursery.address if nursery else ""),
-            ],
+            [sys.executable, "-m", __name__, str(workers or cores()), str(int(verbose))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -47,9 +83,22 @@ class Node:
         if preload:
             with importing():
                 import_module(preload)
+        self.runtime_env: dict[str, Any] = {}
         if nursery:
-            assert self.process.stdin
-            nursery.open(self.process.stdin.fileno())
+            self._open(nursery)
+
+    def _open(self, nursery: Nursery) -> None:
+        """Have workers forked, if that is safe."""
+        if reason := why_not_fork():
+            nursery.close()
+            message_console().print(f"workers start afresh, which takes longer: {reason}")
+            return
+        assert self.process.stdin
+        nursery.open(self.process.stdin.fileno())
+        self.runtime_env = {
+            "py_executable": f"{sys.executable} {SCRIPT}",
+            "env_vars": {ADDRESS: nursery.address},
+        }
 
     def address(self) -> str:
         """Wait until Ray runs; return where.
@@ -57,47 +106,81 @@ class Node:
         Raises
         ------
         FedbwError
-            If it does not start.
+            If it does not start, or not in time.
         """
         assert self.process.stdout
+        ready, _, _ = select.select([self.process.stdout], [], [], self.start_timeout_s)
+        if not ready:
+            self.process.kill()
+            raise FedbwError(
+                f"Ray did not start within backend.start_timeout_s={self.start_timeout_s:g} s: the "
+                "machine is very busy, or short of processes or memory"
+            )
         if address := self.process.stdout.readline().strip():
             return address
         raise FedbwError("Ray did not start here; what it says of it stands above")
 
     def stop(self) -> None:
-        """End Ray's processes, and remove what they have spilled to disk."""
+        """End Ray's processes, and remove what they left in files."""
         self.process.communicate()
+
+
+def why_not_fork() -> str | None:
+    """Say why this process must not be forked, or None if it may be."""
+    if threading.active_count() > 1:  # those of OpenBLAS know of forks
+        return "this process has threads, which a fork would lack"
+    if "ray" in sys.modules:
+        return "Ray is imported, and keeps what it read of its surroundings"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "CUDA is in use, which a fork cannot go on with"
+    return None
+
+
+def _remove_what_the_dead_left() -> None:
+    """Remove folders of Ray's whose processes have been killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(ValueError, OSError):
+            owner = int(folder.name.removeprefix(PREFIX).partition("-")[0])
+            if folder.stat().st_uid == os.getuid() and not _lives(owner):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def main() -> None:
     """Be the process that starts Ray's, and ends them when its standard input does."""
-    # Imported here: not for who only starts this process.
-    from ray._private.node import Node as RayNode  # not exported, see tests/test_node.py
-    from ray._private.parameter import RayParams
-    from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+    workers, verbose = map(int, sys.argv[1:])
+    folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+    try:
+        if len(os.fsencode(folder)) > SOCKET_ROOM:
+            sys.exit(f"the folder of temporary files has too long a path for sockets: {folder}")
+        os.environ["RAY_TMPDIR"] = folder
+        # Imported here: not for who only starts this process.
+        import ray
 
-    class Bare(RayNode):
-        def start_api_server(self, **_: object) -> None:
-            """Start no dashboard's server."""
-
-    workers, how, nursery = sys.argv[1:]
-    os.environ[ADDRESS] = nursery
-    verbose = how == "verbose"
-    logging.getLogger("ray").setLevel(logging.INFO if verbose else logging.ERROR)
-    memory: int = estimate_available_memory()  # type: ignore[no-untyped-call]
-    parameters = RayParams(
-        num_cpus=int(workers),
-        available_memory_bytes=memory,
-        object_store_memory=resolve_object_store_memory(memory, None),
-        include_dashboard=False,
-        include_log_monitor=verbose,  # type: ignore[arg-type]  # a bool by its description
-        no_monitor=True,
-        worker_path=SCRIPT if nursery else None,
-    )
-    node = Bare(parameters, head=True, ray_init_cluster=True)
-    print(node.gcs_address, flush=True)
-    sys.stdin.read()
-    node.destroy_external_storage()  # type: ignore[no-untyped-call]  # its processes end with this one
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+            log_to_driver=False,
+        )
+        print(ray.get_runtime_context().gcs_address, flush=True)
+        sys.stdin.read()
+    finally:
+        started = psutil.Process().children(recursive=True)
+        for process in started:  # ray.shutdown takes a second
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=10)  # else one may write once more
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)  # what Ray registers for the end would make its folder anew
 
 
 if __name__ == "__main__":

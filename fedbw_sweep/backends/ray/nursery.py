@@ -2,8 +2,9 @@
 
 To import torch, transformers and Flower takes seconds of a core, and Ray would have each worker do
 so, also one that replaces a killed one. Instead a nursery is forked from the command once that has
-imported them, and what Ray starts as a worker is this file, which has the nursery fork a process
-that goes on as Ray's own worker. It must start fast: it imports nothing but what Python ships.
+imported them, and what Ray starts as a worker is ``python <this file> <Ray's worker> <arguments>``
+(``py_executable`` of Ray's runtime environments), which has the nursery fork a process that goes on
+as Ray's worker. It must start fast: it imports nothing but what Python ships.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,10 +30,6 @@ ADDRESS = "FEDBW_SWEEP_NURSERY"
 
 SCRIPT = __file__
 """What Ray is to start as a worker."""
-
-
-WORKER = "_private/workers/default_worker.py"
-"""In Ray's package: what it starts as a worker where it is not told otherwise."""
 
 
 OOM_SCORE = Path("/proc/self/oom_score_adj")
@@ -101,6 +97,10 @@ class Nursery:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.listener.close()
 
+    def close(self) -> None:
+        """Fork nothing: who asks becomes a worker itself."""
+        self.listener.close()
+
     def _serve(self) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the workers
@@ -154,13 +154,9 @@ def _be_worker(asked: dict[str, Any], streams: list[int]) -> NoReturn:
 
 def main() -> None:
     """Be what Ray starts: have the nursery fork the worker, or, if it cannot, become one."""
-    spec = find_spec("ray")
-    assert spec
-    assert spec.origin
-    worker = str(Path(spec.origin).parent / WORKER)
     asked = {
-        "worker": worker,
-        "arguments": sys.argv[1:],
+        "worker": sys.argv[1],
+        "arguments": sys.argv[2:],
         "environment": dict(os.environ),
         "nice": os.nice(0),
         "oom_score": OOM_SCORE.read_text(),
@@ -173,7 +169,7 @@ def main() -> None:
         nursery.shutdown(socket.SHUT_WR)
         forked = nursery.recv(1)
     if not forked:
-        os.execv(sys.executable, [sys.executable, worker, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

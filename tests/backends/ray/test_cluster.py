@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests.conftest import SMALL
-from tests.sweep.test_simulation import STOP_S, assert_same_runs, start, sweep
+from tests.sweeps.test_simulation import STOP_S, assert_same_runs, start, sweep
 
 pytestmark = pytest.mark.ray
 
@@ -108,7 +108,7 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 from hydra import initialize_config_dir
-from fedbw_sweep.sweep.grid import Composer
+from fedbw_sweep.sweeps.grid import Composer
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.backends.ray.grid import RayGrid

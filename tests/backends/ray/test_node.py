@@ -1,60 +1,38 @@
-"""Ray's processes on this machine, and workers forked for it.
-
-What is used of Ray beyond what it exports is here: each test names what a new version has broken.
-"""
+"""Ray's processes on this machine, workers forked for it, and what is left of them."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
-from ray._private.node import Node as RayNode
-from ray._private.parameter import RayParams
 
-from fedbw_sweep.backends.ray.nursery import WORKER
-from tests.conftest import ROOT
+from fedbw_sweep.backends.ray import node
+from fedbw_sweep.errors import FedbwError
+from tests.conftest import ROOT, SMALL
 
-PINNED = "2.55.1"
 STOP_S = 30
-
-
-def test_the_version_is_the_one_this_was_written_for() -> None:
-    assert version("ray") == PINNED, "go through this file, then change PINNED"
-
-
-def test_a_node_is_made_of_these_parameters() -> None:
-    used = {
-        *("num_cpus", "available_memory_bytes", "object_store_memory", "include_dashboard"),
-        *("include_log_monitor", "no_monitor", "worker_path"),
-    }
-    assert used <= set(inspect.signature(RayParams).parameters)
-    assert {"head", "ray_init_cluster"} <= set(inspect.signature(RayNode).parameters)
-    assert callable(RayNode.start_api_server), "what `Bare` leaves out has another name"
-
-
-def test_what_ray_starts_as_a_worker_is_where_it_was() -> None:
-    worker = Path(ray.__path__[0], WORKER)
-    assert 'if __name__ == "__main__":' in worker.read_text()
 
 
 YOUNG = """
 import json, os, signal, sys
 from fedbw_sweep.backends.ray.node import Node
 
-node = Node(2, verbose=False, preload=sys.argv[1] or None)
+node = Node(2, False, 300, sys.argv[1] or None)
 assert "ray" not in sys.modules  # it would keep what it read of its environment
 import ray
 
-ray.init(address=node.address(), log_to_driver=False, logging_level=40)
+ray.init(
+    address=node.address(), runtime_env=node.runtime_env, log_to_driver=False, logging_level=40
+)
 
 @ray.remote(max_retries=5)
 def about(preloaded):
@@ -141,8 +119,6 @@ def test_workers_are_forked_with_what_was_imported_and_live_as_rays_own() -> Non
         del other["pid"], other["parent"]
         assert one == other
     for each in (command, usual):
-        started = {process.name() for process in psutil.Process(each.node).children()}
-        assert started == {"gcs_server", "raylet"}, "Ray has something more to start"
         processes = each.processes()
         assert len(processes) >= 7
         each.process.communicate()  # ends its input, and it
@@ -175,6 +151,148 @@ def test_a_killed_command_leaves_no_forked_process() -> None:
     command.process.kill()
     command.process.communicate()
     assert_gone(processes)
+
+
+THREADED = """
+import threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+from fedbw_sweep.backends.ray.node import Node
+
+node = Node(1, False, 300, "this")
+print(node.runtime_env)
+import ray
+
+ray.init(address=node.address(), runtime_env=node.runtime_env, log_to_driver=False)
+print(ray.get(ray.remote(lambda: 6 * 7).remote()))
+ray.shutdown()
+node.stop()
+"""
+
+
+@pytest.mark.ray
+def test_where_a_fork_is_unsafe_workers_start_afresh_and_it_is_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", THREADED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["{}", "42"]
+    assert "workers start afresh, which takes longer: this process has threads" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [("ray", "Ray is imported"), ("torch", "CUDA is in use")],
+)
+def test_when_a_process_must_not_be_forked(
+    monkeypatch: pytest.MonkeyPatch, module: str, words: str
+) -> None:
+    monkeypatch.setattr(node.threading, "active_count", lambda: 1)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert node.why_not_fork() is None
+
+    class Used:
+        class cuda:  # noqa: N801
+            is_initialized = staticmethod(lambda: True)
+
+    monkeypatch.setitem(sys.modules, module, Used)
+    assert words in str(node.why_not_fork())
+
+
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], logging_level=40)
+print("joined")
+"""
+
+
+@pytest.mark.ray
+def test_who_does_not_know_the_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+    own = node.Node(1, False, 300)
+    try:
+        address = own.address()
+        for known, joined in ((True, True), (False, False)):
+            names = () if known else ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+            done = subprocess.run(
+                [sys.executable, "-c", STRANGER, address],
+                env={key: value for key, value in os.environ.items() if key not in names},
+                capture_output=True,
+                text=True,
+            )
+            assert ("joined" in done.stdout) == joined, done.stderr
+    finally:
+        own.stop()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for temporary files whose path leaves room for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        yield Path(folder)
+
+
+def command(temporary: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedbw_sweep", *SMALL, *arguments, f"hydra.sweep.dir={folder}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rays(temporary: Path) -> set[Path]:
+    """What Ray may have left: torch keeps a cache there on purpose."""
+    return {path for path in temporary.iterdir() if not path.name.startswith("torchinductor")}
+
+
+@pytest.mark.ray
+def test_nothing_is_left_in_files(short_folder: Path, tmp_path: Path) -> None:
+    """After a clean end, and after the next command where all of the last one's was killed."""
+    temporary = short_folder
+    killed = command(temporary, tmp_path, "rounds=500")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*/running.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()
+    killed.communicate()
+    [left] = temporary.glob(f"{node.PREFIX}*")
+    other = temporary / f"{node.PREFIX}1-other"  # of a process that lives
+    other.mkdir()
+    foreign = temporary / f"{node.PREFIX}notes"
+    foreign.mkdir()
+    clean = command(temporary, tmp_path, "rounds=1")
+    printed, _ = clean.communicate()
+    assert clean.returncode == 0, printed
+    assert not left.exists()
+    assert rays(temporary) == {other, foreign}
+
+
+@pytest.mark.ray
+def test_a_path_too_long_for_sockets_is_one_line(short_folder: Path, tmp_path: Path) -> None:
+    long = short_folder / ("x" * 60)
+    long.mkdir()
+    started = command(long, tmp_path)
+    printed, _ = started.communicate()
+    assert started.returncode == 2
+    assert "too long a path for sockets" in printed
+    assert "Traceback" not in printed
+    assert not rays(long)
+
+
+@pytest.mark.ray
+def test_a_start_that_takes_too_long_ends_with_a_reason() -> None:
+    own = node.Node(1, False, start_timeout_s=0.01)
+    with pytest.raises(FedbwError, match=r"backend\.start_timeout_s=0\.01 s"):
+        own.address()
+    own.process.communicate()
 
 
 OPEN = """

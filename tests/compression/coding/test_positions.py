@@ -13,7 +13,7 @@ from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.positions import decode_indices, encode_indices
 from fedbw_sweep.compression.layout import Layout
-from tests.compression.test_contract import layout_of
+from fedbw_sweep.testing import layout_of
 
 
 def index_bytes(indices: np.ndarray, layout: Layout) -> int:

@@ -14,7 +14,7 @@ from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.positions import decode_indices
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER, MAX_SYMBOL, exp2, laplace
 from fedbw_sweep.errors import PayloadError
-from tests.compression.test_contract import layout_of
+from fedbw_sweep.testing import layout_of
 
 
 def test_powers_of_two_are_exact_integers() -> None:

@@ -63,6 +63,8 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
     record = RunRecord(config, environment=_environment(config))
     try:
         backend_of(config.backend).run(Job.of(config), _Recorder(record, observe))
+        if record.status == "failed":
+            record.error = f"backend={config.backend.name} ended without a result"
     except FedbwError as error:
         # Out of a worker a client's divergence comes as the client's reason.
         record.end = "diverged" if "lower lr" in str(error) else "failed"
@@ -85,7 +87,8 @@ def check(alike: Sequence[RunConfig]) -> None:
     ------
     ConfigError
         If the model or the text cannot be loaded, the text has too few clients, the model has
-        nothing of what is to train, or an optimizer refuses its parameters.
+        nothing of what is to train, an optimizer refuses its parameters, or a sampling rule
+        chooses what are no clients.
     """
     config = alike[0]
     set_verbosity(config.verbose)
@@ -96,7 +99,9 @@ def check(alike: Sequence[RunConfig]) -> None:
         freeze(own, each.trainable, each.seed)
         ServerStep(each.server)
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
-    federated_text(config)
+    text = federated_text(config)
+    for each in alike:
+        each.sampler(text.clients.sequences(each.sequence_length)).cohort(1)
 
 
 def _environment(config: RunConfig) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "outputs" / "main", printed
 
 
-def test_a_sweep_leaves_a_row_per_cell(undisturbed: tuple[Path, str]) -> None:
+def test_a_sweep_leaves_a_row_per_run(undisturbed: tuple[Path, str]) -> None:
     folder, printed = undisturbed
     results = pd.read_csv(folder / "results.csv")
     names = [name for name in ("lowrank", "none", "topk") for _ in range(2)]
@@ -132,8 +132,9 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
         (*ONE, "backend=flower", "backend.workers=2"),
         (*STATELESS, "backend=flower", "backend.workers=2"),
         (*PAIR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
+        (*ONE, "hydra/sweeper=basic", "backend.workers=1"),
     ],
-    ids=["flower", "flower, stateless", "joblib"],
+    ids=["flower", "flower, stateless", "joblib", "another sweeper"],
 )
 def test_what_executes_the_runs_changes_no_byte(
     undisturbed: tuple[Path, str], tmp_path: Path, arguments: tuple[str, ...]
@@ -187,7 +188,18 @@ def test_two_sweeps_at_once_do_not_meet(undisturbed: tuple[Path, str], tmp_path:
     assert killed
 
 
-def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "terminated"),
+        (signal.SIGHUP, "hung up"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
+)
+def test_a_signal_leaves_finished_runs_and_no_process(
+    tmp_path: Path, sent: signal.Signals, word: str
+) -> None:
     process = start(tmp_path, "-m", *SMALL, "rounds=1,200", "backend.runs=1")
     while not list(tmp_path.glob("outputs/main/*/status.json")):
         assert process.poll() is None
@@ -195,10 +207,10 @@ def test_ctrl_c_leaves_finished_runs_and_no_process(tmp_path: Path) -> None:
     time.sleep(1)  # into the second run
     own = [psutil.Process(process.pid), *workers_of(process.pid)]
     assert len(own) > 5
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     printed, _ = process.communicate(timeout=STOP_S)
-    assert process.returncode == 130
-    assert "the same command goes on" in printed
+    assert process.returncode == 128 + sent
+    assert f"{word}: finished runs are kept; the same command goes on" in printed
     assert len(list(tmp_path.glob("outputs/main/*/status.json"))) == 1
     assert not list(tmp_path.glob("outputs/main/.*"))
     _, alive = psutil.wait_procs(own, timeout=STOP_S)
@@ -256,9 +268,9 @@ def test_a_client_that_diverges_fails_its_run_alone(tmp_path: Path) -> None:
 
 
 def test_the_lesson(tmp_path: Path) -> None:
-    printed = sweep(tmp_path, "experiment=seed", "backend.workers=1")
-    [results] = pd.read_csv(tmp_path / "outputs" / "seed" / "results.csv").to_dict("records")
-    folder = tmp_path / "outputs" / "seed" / results["run_id"]
+    printed = sweep(tmp_path, "experiment=lesson", "backend.workers=1")
+    [results] = pd.read_csv(tmp_path / "outputs" / "lesson" / "results.csv").to_dict("records")
+    folder = tmp_path / "outputs" / "lesson" / results["run_id"]
     messages = pd.read_parquet(folder / "messages.parquet")
     assert messages["payload_bytes"].tolist() == [PYTHIA_BYTES] * 4
     assert results["total_bytes"] == results["predicted_bytes"] == 225_083_392
