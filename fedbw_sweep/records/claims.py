@@ -167,5 +167,5 @@ def _is_alive(path: Path, stale_s: float) -> bool:
     if said.get("host") != host():
         return clock(path.parent) - beat <= stale_s
     with suppress(psutil.NoSuchProcess, TypeError, ValueError):
-        return abs(psutil.Process(said.get("pid")).create_time() - said["started"]) < 1
+        return bool(abs(psutil.Process(said.get("pid")).create_time() - said["started"]) < 1)
     return False
