@@ -40,7 +40,7 @@ from fedbw_sweep.verify import recorded_config
 TIME_S = 60
 """Seconds that one command may take."""
 
-REPORTED = 100
+REPORTED = 40
 """Every so many cases the whole report is written too, which takes seconds."""
 
 TEXTS = (
