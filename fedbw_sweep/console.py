@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ BYTE_UNITS: Mapping[str, float] = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
 }  # fmt: skip
 FILE_WIDTH = 180
+
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that command a terminal, change the direction of text, or are no characters."""
+
+
+def printable(text: str) -> str:
+    r"""Write the control characters in a text as escapes, such as ``\x1b``; line ends stay."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 _SPELT = "fedbw_sweep.spelt"
@@ -176,7 +187,7 @@ def errors_end_the_command() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except FedbwError as error:
-        message_console().print(f"[red]error:[/red] {escape(str(error))}")
+        message_console().print(f"[red]error:[/red] {escape(printable(str(error)))}")
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

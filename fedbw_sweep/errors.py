@@ -47,3 +47,7 @@ class ClientError(FedbwError):
 
 class ResultsError(FedbwError):
     """Files of a sweep that cannot be read or written."""
+
+
+class DamagedError(ResultsError):
+    """A record that is not what was written: it counts as missing, and is done again."""

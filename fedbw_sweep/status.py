@@ -17,11 +17,22 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import Fitted, duration, errors_end_the_command, output_console
+from fedbw_sweep.console import (
+    Fitted,
+    duration,
+    errors_end_the_command,
+    output_console,
+    printable,
+)
+from fedbw_sweep.errors import DamagedError
+from fedbw_sweep.records.check import HASHES
+from fedbw_sweep.records.find import find_records
+from fedbw_sweep.records.folder import check_run, read_run
 from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.running import read_running
-from fedbw_sweep.records.schema import TIMING
+from fedbw_sweep.records.schema import TIMING, TIMING_COLUMNS
+from fedbw_sweep.records.tables import load_alike
 
 STATES = {"done": "green", "running": "cyan", "failed": "red", "missing": "yellow"}
 
@@ -59,26 +70,73 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
         rows.append((run, status, detail))
     runs = pd.DataFrame(rows, columns=["run_id", "status", "detail"])
     runs.insert(1, "settings", run_labels(results, varying_settings(results)).to_numpy())
-    seconds = [
-        pd.read_csv(sweep_dir / run / TIMING)["round_seconds"].sum()
-        for run in runs.loc[runs["status"] == "done", "run_id"]
-        if (sweep_dir / run / TIMING).exists()
-    ]
+    seconds = []
+    for run in runs.loc[runs["status"] == "done", "run_id"] if under_way else ():
+        read = read_run(sweep_dir / run, [TIMING])
+        timing = load_alike({run: read}, TIMING, TIMING_COLUMNS, [], {})
+        if len(timing):
+            seconds.append(timing["round_seconds"].sum())
     if not under_way or not seconds:
         return runs, math.nan
     return runs, remaining * float(pd.Series(seconds).median()) / under_way
 
 
+def check(sweep_dir: Path) -> tuple[list[str], int, int]:
+    """Check every file of every run in a sweep by its hash, and every id by its config.
+
+    Returns
+    -------
+    damaged : list of str
+        What is not what was written, a line for each run.
+    checked, unchecked : int
+        Runs that are what was written, and runs that were recorded without hashes.
+
+    Raises
+    ------
+    ResultsError
+        If there is no sweep in the folder, or another version wrote it.
+    """
+    notes: list[str] = []
+    damaged, checked, unchecked = [], 0, 0
+    for folder in find_records([sweep_dir], notes)[0]:
+        try:
+            status = check_run(folder)
+        except DamagedError as error:
+            damaged.append(str(error))
+            continue
+        hashed = status is not None and HASHES in status
+        checked, unchecked = checked + hashed, unchecked + (not hashed and status is not None)
+    return damaged, checked, unchecked
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; exit with 2 if there is no sweep there."""
+    """Run the command line; return 1 if `check` finds damage, exit with 2 if there is no sweep."""
     parser = argparse.ArgumentParser(
         "python -m fedbw_sweep.status", description="Show how far a sweep is."
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="its folder: outputs/<sweep>")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check every file by its hash, and every run's id by its config",
+    )
     given = parser.parse_args(arguments)
     with errors_end_the_command():
+        if given.check:
+            return _show_check(*check(given.sweep))
         _show(*sweep_status(given.sweep))
     return 0
+
+
+def _show_check(damaged: list[str], checked: int, unchecked: int) -> int:
+    output = output_console()
+    for line in damaged:
+        output.print(f"[red]damaged:[/red] {escape(printable(line))}", soft_wrap=True)
+    output.print(
+        f"{checked} runs are what was written, {unchecked} have no hashes, {len(damaged)} are "
+        "damaged"
+    )
+    return int(bool(damaged))
 
 
 def _show(runs: pd.DataFrame, seconds_left: float) -> None:
@@ -86,7 +144,8 @@ def _show(runs: pd.DataFrame, seconds_left: float) -> None:
     for name in runs.columns:
         table.add_column(name)
     for run, settings, status, detail in runs.itertuples(index=False):
-        table.add_row(run, escape(settings), f"[{STATES[status]}]{status}[/]", escape(detail[:120]))
+        shown = escape(printable(detail[:120]))
+        table.add_row(run, escape(printable(settings)), f"[{STATES[status]}]{status}[/]", shown)
     output = output_console()
     output.print(Fitted(table))
     counts = runs["status"].value_counts()

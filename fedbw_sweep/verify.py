@@ -6,24 +6,26 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from rich.markup import escape
 
+from fedbw_sweep.config.foreign import refuse_foreign
 from fedbw_sweep.config.identity import PLACES, run_id_of
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.config.section import CONF
-from fedbw_sweep.console import errors_end_the_command, message_console
+from fedbw_sweep.console import errors_end_the_command, message_console, printable
 from fedbw_sweep.errors import ConfigError, ResultsError
 from fedbw_sweep.records.compare import OF_PREDICTION, Tolerance
+from fedbw_sweep.records.folder import Run, check_run, read_run
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.schema import (
     CONFIG,
@@ -37,7 +39,8 @@ from fedbw_sweep.records.schema import (
     RESULTS_COLUMNS,
     ROUNDS,
 )
-from fedbw_sweep.records.write import read_status
+from fedbw_sweep.records.status import read_status
+from fedbw_sweep.records.tables import parse_messages
 from fedbw_sweep.report.command import sections_from_columns
 
 SHOWN = 20
@@ -75,7 +78,13 @@ class Verification:
     not_recorded: tuple[str, ...]
 
 
-def recorded_config(run: Path, execution: Sequence[str] = ()) -> RunConfig:
+def recorded_config(
+    run: Path,
+    execution: Sequence[str] = (),
+    *,
+    trust: bool = False,
+    config_dir: Path | None = None,
+) -> RunConfig:
     """Read a run's own ``config.yaml``; how it is executed comes from today's defaults.
 
     Parameters
@@ -85,11 +94,16 @@ def recorded_config(run: Path, execution: Sequence[str] = ()) -> RunConfig:
     execution : sequence of str
         Overrides of execution keys, such as ``backend.workers=1``, and of where what the run reads
         lies today: ``data.path=``, ``model.name_or_path=``.
+    trust : bool
+        Whether what the record names beside the package's own choices is run.
+    config_dir : pathlib.Path, optional
+        A folder of further choices that are the user's own, as the sweep's.
 
     Raises
     ------
     ResultsError
-        If the folder is not a finished run, or its config is not the one its name was made of.
+        If the folder is not a finished run or is damaged, its config is not the one its name was
+        made of, or it names what only a user who trusts it may run.
     ConfigError
         If an override is of anything else, or what the run reads is not what it was.
     """
@@ -111,6 +125,8 @@ def recorded_config(run: Path, execution: Sequence[str] = ()) -> RunConfig:
     except HydraException as error:
         raise ConfigError(" ".join(execution), "", str(error).splitlines()[0]) from None
     assert isinstance(own, dict)
+    if not trust:
+        refuse_foreign(run, science, config_dir)
     config = RunConfig.from_dict({**science, **{key: own[key] for key in EXECUTION_KEYS}})
     run_id = run_id_of(config.science, status["numerics"])
     if run_id != status["run_id"]:
@@ -145,9 +161,11 @@ def _recorded(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
             own = {key: row[key] for key in OF_STATUS}
             own["numerics"] = int(own["numerics"])
             return {**own, "summary": summary, "environment": {}}, science
+    run = run.resolve()
     try:
-        return read_status(run), yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        status = check_run(run, whole=False)
+        return status, Run(run, status).science()
+    except FileNotFoundError as error:
         raise ResultsError(f"{run} is not a run folder: {error}") from None
 
 
@@ -155,6 +173,9 @@ def verify(
     run: Path,
     execution: Sequence[str] = (),
     observe: Callable[[dict[str, Any]], None] = lambda row: None,
+    *,
+    trust: bool = False,
+    config_dir: Path | None = None,
 ) -> Verification:
     """Do a recorded run again in a temporary folder and compare.
 
@@ -165,7 +186,7 @@ def verify(
     it are compared. Arguments and errors are those of `recorded_config`; `observe` is called with
     each round's row.
     """
-    config = recorded_config(run, execution)
+    config = recorded_config(run, execution, trust=trust, config_dir=config_dir)
     from fedbw_sweep.sweeps.run import (
         execute,  # torch, Ray and Flower, only once there is work for them
     )
@@ -189,7 +210,7 @@ def verify(
         allowed = Tolerance.of(fixed_size=fixed_size, renumbered=renumbered)
         compared, differences = _differences(old, new, recorded, tables, allowed)
     environment: list[str] = []
-    if old["environment"]:
+    if old.get("environment"):
         _compare("", _versions(old), _versions(new), environment)
     before, after = (of[ROUNDS].set_index("round")["loss"] for of in (recorded, tables))
     apart = float(((after - before).abs() / before.abs()).max()) if len(before) else 0.0
@@ -211,10 +232,11 @@ def _differences(
     differences: list[str] = []
     if new["status"] == "failed":
         differences.append(f"the run failed this time: {new['reason'].strip().splitlines()[-1]}")
+    before = old.get("summary") or {}
     later = {name for name, column in RESULTS_COLUMNS.items() if not column.required}
-    later -= old["summary"].keys()  # columns that were added after the run was recorded
+    later -= before.keys()  # columns that were added after the run was recorded
     summary = {key: value for key, value in new["summary"].items() if key not in later}
-    compared = _compare("summary", old["summary"], summary, differences, tolerance)
+    compared = _compare("summary", before, summary, differences, tolerance)
     for name in [name for name in tables if name in recorded]:
         if not (tolerance.bytes and name == PARTS):
             compared += _compare_tables(
@@ -247,12 +269,22 @@ def _tables(run: Path) -> dict[str, pd.DataFrame]:
         rounds = load_records(run.parent / RESULTS, messages=False).rounds
         own = rounds[rounds["run_id"] == run.name].drop(columns="run_id")
         return {ROUNDS: own.reset_index(drop=True)}
+    read = read_run(run.resolve(), [ROUNDS, MESSAGES, PARTS])
+    if read.damage:
+        raise ResultsError(read.damage)
+    readers: dict[str, Callable[[Any], pd.DataFrame]] = {
+        ROUNDS: pd.read_csv, MESSAGES: pd.read_parquet, PARTS: pd.read_csv
+    }  # fmt: skip
     tables = {}
-    for name, read in ((ROUNDS, pd.read_csv), (MESSAGES, pd.read_parquet), (PARTS, pd.read_csv)):
-        if name == PARTS and not (run / PARTS).exists():
+    for name, parse in readers.items():
+        if name == PARTS and name not in read.files:
             continue
         try:
-            tables[name] = read(run / name)
+            if name == MESSAGES:
+                parse_messages(run / name, read.files[name])  # it is within limits
+            tables[name] = parse(BytesIO(read.files[name]))
+        except KeyError:
+            raise ResultsError(f"{run / name} is missing") from None
         except (OSError, ValueError) as error:
             raise ResultsError(f"{run / name} cannot be read: {error}") from None
     return tables
@@ -314,12 +346,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "execution", nargs="*", metavar="KEY=VALUE", help="how to execute it: backend.workers=1"
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run what the record names that is not the package's: it can do all that you can",
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, help="a folder with your own choices, which may be run"
+    )
     given = parser.parse_args(arguments)
     with errors_end_the_command(), message_console().status(f"doing {given.run} again") as shown:
         found = verify(
             given.run,
             given.execution,
             lambda row: shown.update(f"round {row['round']}: loss {row['loss']:.3f}"),
+            trust=given.trust,
+            config_dir=given.config_dir,
         )
     return _show(given.run, found)
 
@@ -328,11 +370,11 @@ def _show(run: Path, found: Verification) -> int:
     """Print what was found; return 1 if anything differs."""
     console = message_console()
     for difference in found.differences[:SHOWN]:
-        console.print(f"[red]differs:[/red] {escape(difference)}")
+        console.print(f"[red]differs:[/red] {escape(printable(difference))}")
     if len(found.differences) > SHOWN:
         console.print(f"and {len(found.differences) - SHOWN} more")
     for difference in found.environment:
-        console.print(f"[yellow]another environment:[/yellow] {escape(difference)}")
+        console.print(f"[yellow]another environment:[/yellow] {escape(printable(difference))}")
     if found.differences:
         why = "; versions or hardware differ, see above" if found.environment else ""
         print(f"{run}: {len(found.differences)} of {found.compared} values differ{why}")

@@ -163,6 +163,7 @@ TESTED_BY = {
     "compression.coding.tables": "compression/coding/test_stream.py",
     "compression.layout": "compression/test_sizes.py",
     "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
+    "config.foreign": "test_trust.py",
     "config.groups": "config/test_run.py",  # as sections of a run's config
     "config.renames": "config/test_identity.py",
     "config.section": "config/test_run.py",
@@ -175,10 +176,15 @@ TESTED_BY = {
     "federation.shared": "federation/test_frozen.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
     "model.architecture": "model/test_reported.py",
+    "records.check": "records/test_damage.py",
     "records.collect": "records/test_write.py",
+    "records.files": "records/test_strangers.py",
     "records.find": "records/test_read.py",
+    "records.folder": "records/test_damage.py",
     "records.labels": "report/test_spec.py",  # by the rows of tables
     "records.running": "test_status.py",
+    "records.place": "records/test_waiting.py",
+    "records.status": "records/test_damage.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
     "report.build": "report/test_spec.py",

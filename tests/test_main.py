@@ -22,6 +22,7 @@ from fedbw_sweep.sweeps import plugin, preflight, run, sweep
 
 from .conftest import SMALL
 from .local import LocalBackend
+from .records.seals import seal
 
 
 @pytest.fixture
@@ -129,6 +130,7 @@ def test_a_sweep_skips_what_is_done(command: object, tmp_path: Path) -> None:
 
     status = folder / table["run_id"][0] / "status.json"  # as another machine would record it
     status.write_text(json.dumps({**json.loads(status.read_text()), "device": "cuda"}))
+    seal(status.parent)
     code, printed, trained = command(*arguments, "device=cpu")  # type: ignore[operator]
     assert (code, trained) == (0, 0)
     assert "1 of them were trained on cuda and stay as they are" in printed

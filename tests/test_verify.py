@@ -17,6 +17,7 @@ from fedbw_sweep.sweeps import run as run_module
 
 from .conftest import SMALL, config_of, refuses
 from .local import LocalBackend
+from .records.seals import seal
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,8 @@ def test_an_honest_run_is_reproduced(run: Path, capsys: pytest.CaptureFixture[st
     equal = 3 * 16 + 8 * 7 + len(summary.keys() - verify.OF_PREDICTION)
     assert f"reproduced exactly; {equal + 3 * parts} values are equal" in captured.out
     assert "environment" not in captured.err
-    (run / "parts.csv").unlink()  # as runs were recorded earlier
+    (run / "parts.csv").unlink()
+    seal(run)  # as runs were recorded earlier
     assert verify.main([str(run)]) == 0
     assert f"reproduced exactly; {equal} values are equal" in capsys.readouterr().out
 
@@ -74,6 +76,9 @@ def test_one_byte_and_one_digit_are_found(run: Path, capsys: pytest.CaptureFixtu
     rounds.to_csv(run / "rounds.csv", index=False)
     change_json(run / "status.json", lambda status: status["summary"].update(model_hash="00"))
     change_json(run / "status.json", lambda status: status["environment"].update(torch="1.0"))
+    refuses(verify.main, [str(run)])
+    assert "status.json is damaged" in capsys.readouterr().err
+    seal(run)
     assert verify.main([str(run)]) == 1
     captured = capsys.readouterr()
     assert "4 of" in captured.out
@@ -94,6 +99,7 @@ def edit(run: Path, loss: float, up: float) -> None:
     rounds["loss"] = rounds["loss"].where(rounds["round"] != 2, rounds["loss"] * loss)
     rounds["uplink_bytes"] = (rounds["uplink_bytes"] * up).astype(int)
     rounds.to_csv(run / "rounds.csv", index=False)
+    seal(run)
 
 
 def test_another_processor_may_differ_in_last_digits(
@@ -135,6 +141,9 @@ def test_a_run_known_from_a_table_alone_is_done_again(
 def test_a_changed_config_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     science = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**science, "lr": 0.002}))
+    refuses(verify.main, [str(run)])
+    assert "config.yaml is damaged: it is not what was written" in capsys.readouterr().err
+    seal(run)
     refuses(verify.main, [str(run)])
     assert "is not what" in capsys.readouterr().err
 

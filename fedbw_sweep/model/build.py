@@ -35,6 +35,10 @@ _torch_rng = RLock()
 """Held while torch's global generator is seeded: runs of one sweep share the server's process."""
 
 
+_OWN_CODE = {"trust_remote_code": False}
+"""A repository that asks to run code of its own is refused: transformers would ask the user."""
+
+
 def build_model(config: ModelConfig, seed: int) -> PreTrainedModel:
     """Build a causal LM in float32.
 
@@ -127,7 +131,7 @@ def _of_architecture(config: ModelConfig) -> PreTrainedModel:
     architecture = architecture_of(config)
     with _named(config):
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            architecture, dtype=torch.float32
+            architecture, dtype=torch.float32, **_OWN_CODE
         )
     return cast(PreTrainedModel, model)
 
@@ -182,7 +186,7 @@ def _refuse_missing(config: ModelConfig, model: nn.Module, loaded: Mapping[str, 
     )
 
 
-def locate(config: ModelConfig) -> dict[str, str]:
+def locate(config: ModelConfig) -> dict[str, Any]:
     """Say where transformers finds a model: a hub name, a folder, or a GGUF file in a folder.
 
     Of a hub name it is the revision that the run is named by, whatever the hub has since.
@@ -197,9 +201,11 @@ def locate(config: ModelConfig) -> dict[str, str]:
     if path.suffix != ".gguf":
         revision = revision_of(config.content)
         pinned = {} if revision is None else {"revision": revision}
-        return {"pretrained_model_name_or_path": name_or_path, **pinned}
+        return {"pretrained_model_name_or_path": name_or_path, **_OWN_CODE, **pinned}
     package, _, inside = name_or_path.rpartition(IN_PACKAGE)[2].partition("/")
     in_package = name_or_path.startswith(IN_PACKAGE)
+    if "." in package:  # to find it would import the package above it
+        raise ConfigError("model.name_or_path", name_or_path, "names no installed package")
     for module in ["gguf", package] if in_package else ["gguf"]:
         if not module or (spec := find_spec(module)) is None:
             raise ConfigError(
@@ -212,7 +218,9 @@ def locate(config: ModelConfig) -> dict[str, str]:
     modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm  # type: ignore[attr-defined]
     if in_package:  # found without importing it
         path = Path(*((spec and spec.submodule_search_locations) or [])[:1], inside)
-    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {
+        "pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **_OWN_CODE
+    }  # fmt: skip
 
 
 def _from_hub(config: ModelConfig, load: Callable[..., Any]) -> Any:

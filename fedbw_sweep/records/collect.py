@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from fedbw_sweep.config.defaults import with_defaults
-from fedbw_sweep.config.identity import RECORD_FORMAT, config_columns
-from fedbw_sweep.config.renames import rename_settings
+from fedbw_sweep.config.identity import RECORD_FORMAT
+from fedbw_sweep.errors import DamagedError
+from fedbw_sweep.records.check import write_sums
+from fedbw_sweep.records.find import columns_of
+from fedbw_sweep.records.folder import left_alone, read_run, runs_in
+from fedbw_sweep.records.place import write_file
 from fedbw_sweep.records.schema import (
     AXES,
     CONFIG,
@@ -23,12 +24,17 @@ from fedbw_sweep.records.schema import (
     ROUNDS,
     ROUNDS_COLUMNS,
 )
-from fedbw_sweep.records.tables import load_alike
-from fedbw_sweep.records.write import read_status
+from fedbw_sweep.records.tables import count_as_missing, load_alike
 
 
-def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+def collect(sweep_dir: Path, notes: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rebuild a sweep's ``results.csv`` and ``rounds.csv`` from its run folders.
+
+    Parameters
+    ----------
+    sweep_dir : pathlib.Path
+    notes : list of str, optional
+        What is damaged, so that its run is missing, and what was left alone is added.
 
     Returns
     -------
@@ -38,22 +44,25 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     rounds : pandas.DataFrame
         A row per run and round, `ROUNDS_COLUMNS`, the runs in the same order.
     """
-    rows, folders = [], {}
-    for folder in sorted(sweep_dir.iterdir()):
-        if folder.name.startswith(".") or not (folder / CONFIG).exists():
+    runs, others = runs_in(sweep_dir)
+    notes = [] if notes is None else notes
+    notes += left_alone(others)
+    rows, read = [], {}
+    for folder in runs:
+        run = read_run(folder, [ROUNDS, CONFIG])
+        columns, damage = {}, run.damage
+        try:
+            columns = columns_of(run.science())
+        except (DamagedError, FileNotFoundError) as error:
+            damage = damage or str(error)
+        if damage is not None or run.status is None:
+            notes += [damage] if damage else []
+            own = {"run_id": folder.name, "status": "missing", "schema_version": RECORD_FORMAT}
+            rows.append({**columns, **own, "reason": damage or NEVER_RECORDED})
             continue
-        status = read_status(folder) or {
-            "run_id": folder.name,
-            "status": "missing",
-            "reason": NEVER_RECORDED,
-            "schema_version": RECORD_FORMAT,
-            "summary": {},
-        }
-        science = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
-        own = {key: status.get(key) for key in OF_STATUS}
-        columns = config_columns(with_defaults(rename_settings(science)))
-        rows.append({**columns, **status["summary"], **own})
-        folders[folder.name] = folder
+        own = {key: run.status.get(key) for key in OF_STATUS}
+        rows.append({**columns, **(run.status.get("summary") or {}), **own})
+        read[folder.name] = run
 
     names = dict.fromkeys(name for row in rows for name in row if name not in RESULTS_COLUMNS)
     settings = [*AXES, "seed", *sorted(set(names) - {*AXES, "seed"})]
@@ -63,11 +72,16 @@ def collect(sweep_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     results = results.astype({**dtypes, **dict.fromkeys(whole, "Int64")})
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
     of_round = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
-    rounds = load_alike(folders, ROUNDS, of_round, [])
+    damaged: dict[str, str] = {}
+    rounds = load_alike(read, ROUNDS, of_round, notes, damaged)
+    notes += damaged.values()
+    count_as_missing(results, damaged)
     place = rounds["run_id"].map({run: place for place, run in enumerate(results["run_id"])})
     rounds = rounds.loc[place.sort_values(kind="stable").index].reset_index(drop=True)
-    _write_atomically(results, sweep_dir / RESULTS)
-    _write_atomically(rounds, sweep_dir / ROUNDS)
+    tables = {RESULTS: _csv(results), ROUNDS: _csv(rounds)}
+    for name, data in tables.items():
+        write_file(sweep_dir / name, data)
+    write_sums(sweep_dir, tables)
     return results, rounds
 
 
@@ -78,10 +92,6 @@ def _is_whole(values: Iterable[Any]) -> bool:
     )
 
 
-def _write_atomically(table: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        table.to_csv(temporary, index=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _csv(table: pd.DataFrame) -> bytes:
+    text: str = table.to_csv(index=False)
+    return text.encode()

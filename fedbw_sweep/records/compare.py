@@ -51,11 +51,13 @@ class Tolerance:
 
     def differ(self, name: str, old: Any, new: Any) -> bool:
         """Whether two values of a column are further apart."""
+        if not (pd.api.types.is_scalar(old) and pd.api.types.is_scalar(new)):
+            return bool(old != new)
         if pd.isna(old) or pd.isna(new):
             return not (pd.isna(old) and pd.isna(new))
-        if not self.loss or isinstance(old, str):
+        if not self.loss or isinstance(old, str) or isinstance(new, str):
             return bool(old != new) and not (self.loss and name == "model_hash")
-        if name == "perplexity":  # the exponential of a loss, so that its logarithm is one
+        if name == "perplexity" and min(old, new) > 0:  # a loss is its logarithm
             old, new = math.log(old), math.log(new)
         of_shapes = name.startswith(("dense_", "frozen_"))
         of_bytes = name.endswith(("bytes", "ratio")) or name == "bits_per_coordinate"

@@ -3,79 +3,78 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from fedbw_sweep.config.defaults import MANDATORY, choice, groups, plain_defaults, with_defaults
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.renames import rename_settings
-from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.errors import ConfigError, DamagedError, ResultsError
+from fedbw_sweep.records.folder import Run, is_run, left_alone, runs_in
 from fedbw_sweep.records.schema import AXES, CONFIG, RESULTS, RESULTS_AND_SOURCE, STATUS
-
-_RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Configs(Mapping[str, Mapping[str, Any]]):
     """Each run's ``config.yaml``, read when asked for: parsing 10,000 takes seconds."""
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
-        self._folders = folders
+    def __init__(self, runs: Mapping[str, Run]) -> None:
+        self._runs = runs
 
     def __getitem__(self, run_id: str) -> Mapping[str, Any]:
-        path = self._folders[run_id] / CONFIG
-        try:
-            config = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ResultsError(f"{path} is damaged: {error}") from None
-        if not isinstance(config, dict):
-            raise ResultsError(f"{path} is damaged: it is not a mapping of settings")
-        return config
+        return self._runs[run_id].science()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._folders)
+        return iter(self._runs)
 
     def __len__(self) -> int:
-        return len(self._folders)
+        return len(self._runs)
 
 
-def find_records(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
-    """Return the run folders and the tables of results in `paths`, each once."""
+def find_records(paths: Iterable[str | Path], notes: list[str]) -> tuple[list[Path], list[Path]]:
+    """Return the run folders and the tables of results in `paths`, each once.
+
+    Raises
+    ------
+    ResultsError
+        If a path does not exist or holds neither.
+    """
     folders: dict[Path, Path] = {}
     tables: dict[Path, Path] = {}
+    others: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise ResultsError(f"{path} does not exist; give run folders, sweep folders or CSVs")
-        if path.is_file():
+        if not path.is_dir():
             tables[path.resolve()] = path
             continue
-        whole, found = path.resolve(), False
+        whole, before = path.resolve(), len(folders) + len(tables)
+        if is_run(whole):
+            folders[whole] = whole if path.is_symlink() else path
+            continue
         for root, names, files in os.walk(whole):
-            inner = Path(root[len(str(whole)) :].lstrip(os.sep))
-            names[:] = sorted(name for name in names if not name.startswith("."))
-            here = whole / inner
-            if STATUS in files or (CONFIG in files and _RUN_ID.fullmatch(here.name)):
-                folders[here] = path / inner
-                names.clear()
-                found = True
-                continue
-            if RESULTS in files:
-                tables[here / RESULTS] = path / inner / RESULTS
-                found = True
-            runs = {
-                name  # need not be listed, which takes long for 10,000
-                for name in names
-                if _RUN_ID.fullmatch(name) and (here / name / STATUS).exists()
-            }
-            folders |= {here / name: path / inner / name for name in sorted(runs)}
-            names[:] = [name for name in names if name not in runs]
-            found = found or bool(runs)
-        if not found:
-            raise ResultsError(f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it")
+            here = Path(root)
+            inner = path / here.relative_to(whole)
+            if RESULTS in files and not (here / RESULTS).is_symlink():
+                tables[here / RESULTS] = inner / RESULTS
+            runs, other = runs_in(here, names)
+            folders |= {run: inner / run.name for run in runs}
+            others += [inner / each.name for each in other]
+            names[:] = sorted(
+                name
+                for name in set(names) - {each.name for each in (*runs, *other)}
+                if not name.startswith(".")
+            )
+        if len(folders) + len(tables) == before and not any(
+            found.is_relative_to(whole) for found in (*folders, *tables)
+        ):
+            said = "; ".join(["", *left_alone(others)])
+            raise ResultsError(
+                f"{path} holds no run: no {STATUS} and no {RESULTS} in or below it{said}"
+            )
+    notes += left_alone(others)
     return list(folders.values()), list(tables.values())
 
 
@@ -93,7 +92,7 @@ def read_settings(
     unknown: dict[str, Exception] = {}
     for run in runs[~runs.isin({run for table in own for run in table.index})]:
         try:
-            read[run] = config_columns(with_defaults(rename_settings(configs[run])))
+            read[run] = columns_of(configs[run])
         except (ResultsError, OSError) as error:
             unknown[run] = error
     own.append(pd.DataFrame(list(read.values()), index=list(read), dtype=object))
@@ -109,6 +108,20 @@ def read_settings(
     nothing = pd.Series(index=known.index, dtype=object)
     typed = {name: _typed(known.get(name, nothing)) for name in names}
     return pd.DataFrame(typed).reset_index(drop=True), unknown
+
+
+def columns_of(science: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of a recorded config, whatever it is a mapping of.
+
+    Raises
+    ------
+    DamagedError
+        If its settings are none.
+    """
+    try:
+        return config_columns(with_defaults(rename_settings(science)))
+    except (ConfigError, TypeError, LookupError, AttributeError, ValueError) as error:
+        raise DamagedError(f"its {CONFIG} is damaged: {error}") from None
 
 
 def _whole(settings: pd.DataFrame) -> pd.DataFrame:

@@ -11,13 +11,17 @@ import pandas as pd
 
 from fedbw_sweep.config.renames import rename_columns
 from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.check import digest, read_sums
 from fedbw_sweep.records.compare import OF_PREDICTION, Tolerance
+from fedbw_sweep.records.files import TABLE_LIMIT, read_file
 from fedbw_sweep.records.find import Configs, find_records, read_settings
+from fedbw_sweep.records.folder import Run, read_run
 from fedbw_sweep.records.labels import mixed
 from fedbw_sweep.records.schema import (
     AXES,
     FORMAT_2,
     MACHINE,
+    MESSAGES,
     NEVER_RECORDED,
     OF_STATUS,
     PARTS,
@@ -25,19 +29,20 @@ from fedbw_sweep.records.schema import (
     READ,
     RESULTS_AND_SOURCE,
     RESULTS_COLUMNS,
+    ROUNDS,
     STATES,
-    STATUS,
     TIMING,
     TIMING_COLUMNS,
 )
+from fedbw_sweep.records.status import RUN_ID, end_in_format_2
 from fedbw_sweep.records.tables import (
+    count_as_missing,
     load_alike,
     load_messages,
     load_rounds,
     parse_csv,
-    read_whole_lines,
+    whole_lines,
 )
-from fedbw_sweep.records.write import end_in_format_2, read_status
 
 
 @dataclass(frozen=True)
@@ -103,91 +108,105 @@ def load_records(paths: str | Path | Iterable[str | Path], *, messages: bool = T
         If a path does not exist or holds no run, a file was written by another schema version or
         not by this program, or one run is recorded with different numbers in two places.
     """
-    folders, tables = find_records([paths] if isinstance(paths, str | Path) else paths)
     notes: list[str] = []
-    found = []
+    damaged: dict[str, str] = {}
+    folders, tables = find_records([paths] if isinstance(paths, str | Path) else paths, notes)
+    names = (ROUNDS, PARTS, MESSAGES, TIMING) if messages else (ROUNDS, PARTS)
+    runs, own = {}, []
+    for folder in folders:
+        row, runs[str(folder)] = _read_run(folder, names, notes)
+        own.append(row)
+    # The folder of a run with hashes counts before the table that was made of it.
+    above = {path: path.resolve() for path in {folder.parent for folder in folders}}
+    counts: dict[Path, set[str]] = {path: set() for path in above.values()}
+    for run in runs.values():
+        if run.damage is not None or run.hashes is not None:
+            counts[above[run.folder.parent]].add(run.run_id)
+    hashed = set[str]().union(*counts.values())
+    found, of_settings = [], []
     for table in tables:
         try:
-            found.append(_read_csv_runs(table, notes))
+            rows, checked = _read_csv_runs(table, notes)
         except ResultsError as error:
-            if table.parent not in {folder.parent for folder in folders}:
+            if table.parent.resolve() not in counts:
                 raise
             notes.append(f"{error}; read the run folders beside it instead")
-    environments, own = {}, []
-    for folder in folders:
-        row, environments[str(folder)] = _read_run(folder, notes)
-        own.append(row)
+            continue
+        known = rows["run_id"].isin(counts.get(table.parent.resolve(), set()))
+        found.append(rows[~known])
+        of_settings.append(rows[(known & checked) | ~rows["run_id"].isin(hashed)])
     rows = pd.concat([_results_frame(own), *(f[RESULTS_AND_SOURCE] for f in found)])
     results, unlike = _each_run_once(rows.reset_index(drop=True), notes)
     if results.empty:
         raise ResultsError(f"{', '.join(map(str, [*folders, *tables]))}: holds no whole run")
-    counted = {str(folder): folder for folder in folders}
-    folder_of = {row["run_id"]: counted[row["source"]] for row in reversed(own)}
-    folder_of |= {
-        run: counted[source]
-        for run, source in results[["run_id", "source"]].itertuples(index=False)
-        if source in counted
+    places = [(row["run_id"], row["source"]) for row in reversed(own)]
+    places += results[["run_id", "source"]].itertuples(index=False)
+    of_run = {name: runs[source] for name, source in places if source in runs}
+    counted = {name: of_run[name] for name in results["run_id"] if name in of_run}
+    configs = Configs(of_run)
+    settings, unknown = read_settings(results["run_id"], of_settings, configs)
+    for name, why in unknown.items():
+        if name not in of_run or of_run[name].damage is None:
+            damaged[name] = f"run {name}: its settings are unknown: {why}"
+    elsewhere = _finished_elsewhere(found, folders, results, unlike)
+    read = {
+        "rounds": load_rounds(counted, elsewhere, notes, damaged),
+        "messages": load_messages(counted, damaged),
+        "timing": load_alike(counted, TIMING, TIMING_COLUMNS, notes, damaged),
+        "parts": load_alike(counted, PARTS, PARTS_COLUMNS, notes, damaged),
     }
-    configs = Configs(folder_of)
-    settings, unknown = read_settings(results["run_id"], found, configs)
-    for run, why in unknown.items():
-        notes.append(f"run {run}: its settings are unknown: {why}")
-        results.loc[results["run_id"] == run, ["status", "reason"]] = ["missing", notes[-1]]
+    if damaged:
+        notes += damaged.values()
+        count_as_missing(results, damaged)
+        read = {name: table[~table["run_id"].isin(damaged)] for name, table in read.items()}
+    notes += _unchecked(results, counted)
     results = pd.concat([settings, results], axis=1)
     results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
     notes += mixed(results)
-    from_folder = {run: folder_of[run] for run in results["run_id"] if run in folder_of}
-    return Records(
-        results,
-        load_rounds(from_folder, _finished_elsewhere(found, folders, results, unlike), notes),
-        load_messages(from_folder if messages else {}),
-        load_alike(from_folder if messages else {}, TIMING, TIMING_COLUMNS, notes),
-        load_alike(from_folder, PARTS, PARTS_COLUMNS, notes),
-        configs,
-        {
-            run: known
-            for run, at in folder_of.items()
-            if (known := environments[str(at)]) is not None
-        },
-        notes,
-    )
+    environments = {
+        name: run.status.get("environment") or {}
+        for name, run in of_run.items()
+        if run.status is not None
+    }
+    return Records(results, **read, configs=configs, environments=environments, notes=notes)
 
 
-def _read_run(folder: Path, notes: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a run folder's row of results and its environment."""
-    try:
-        status = read_status(folder)
-        reason = f"{NEVER_RECORDED}, or delete {folder}"
-    except ResultsError as error:
-        if "damaged" not in str(error):
-            raise
-        status, reason = None, str(error)
-        notes.append(reason)
-    if status is None:
-        run_id = folder.resolve().name
-        row = {"run_id": run_id, "status": "missing", "reason": reason, "source": str(folder)}
-        return row, None
-    own = {key: status.get(key) for key in OF_STATUS}
-    summary = status.get("summary") or {}
+def _unchecked(results: pd.DataFrame, runs: Mapping[str, Run]) -> list[str]:
+    """Say in one line how many runs there is nothing to check by."""
+    recorded = results.loc[results["status"] != "missing", "run_id"]
+    count = sum(run not in runs or runs[run].hashes is None for run in recorded)
+    if not count:
+        return []
+    return [
+        f"{count} of {len(recorded)} runs are unchecked: they were recorded without hashes, or are "
+        "known from a table alone"
+    ]
+
+
+def _read_run(folder: Path, names: Iterable[str], notes: list[str]) -> tuple[dict[str, Any], Run]:
+    """Return a run folder's row of results, and what was read of it."""
+    run, source = read_run(folder, names), str(folder)
+    if run.status is None:
+        notes += [run.damage] if run.damage else []
+        reason = run.damage or f"{NEVER_RECORDED}, or delete {folder}"
+        row = {"run_id": run.run_id, "status": "missing", "reason": reason, "source": source}
+        return row, run
+    own = {key: run.status.get(key) for key in OF_STATUS}
+    summary = run.status.get("summary") or {}
     known = {name: value for name, value in summary.items() if name in RESULTS_COLUMNS}
-    return {**known, **own, "source": str(folder)}, status.get("environment") or {}
+    return {**known, **own, "source": source}, run
 
 
 def _results_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows), columns=RESULTS_AND_SOURCE, dtype=object)
     dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
-    try:
-        return table.astype({**dtypes, "source": "string"})
-    except (TypeError, ValueError) as error:
-        for row in rows if len(rows) > 1 else []:
-            _results_frame([row])
-        [row] = rows
-        raise ResultsError(f"{row['source']}/{STATUS} is damaged: {error}") from None
+    return table.astype({**dtypes, "source": "string"})
 
 
-def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
-    """Read a table of results, wherever it came from; its settings come first."""
-    table = parse_csv(path, read_whole_lines(path, notes), RESULTS_COLUMNS)
+def _read_csv_runs(path: Path, notes: list[str]) -> tuple[pd.DataFrame, bool]:
+    """Read a table of results, its settings first, and say whether it is as it was written."""
+    data = read_file(path, TABLE_LIMIT, follow=True)
+    table = parse_csv(path, whole_lines(path, data, notes), RESULTS_COLUMNS)
     old = table["schema_version"] == FORMAT_2
     if old.any():
         table = rename_columns(table)
@@ -199,6 +218,9 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
         raise ResultsError(f"{path} has no column {', '.join(lacking)}: its runs are unknown")
     if table["run_id"].isna().any():
         raise ResultsError(f"{path} has a run without run_id")
+    if not (named := table["run_id"].str.fullmatch(RUN_ID.pattern)).all():
+        name = table.loc[~named, "run_id"].iloc[0]
+        raise ResultsError(f"{path} has the run_id {name}, which is not twelve hexadecimal digits")
     if not set(table["status"]) <= set(STATES):
         raise ResultsError(f"{path} has a run whose status is none of {', '.join(STATES)}")
     versions = set(table["schema_version"].dropna()) | (
@@ -214,7 +236,8 @@ def _read_csv_runs(path: Path, notes: list[str]) -> pd.DataFrame:
     again = int(table.duplicated().sum())
     if again:
         notes.append(f"{path}: {again} row(s) stand there twice; each counts once")
-    return table.drop_duplicates(ignore_index=True).assign(source=str(path))
+    table = table.drop_duplicates(ignore_index=True).assign(source=str(path))
+    return table, digest(data) == read_sums(path.parent).get(path.name)
 
 
 def _each_run_once(rows: pd.DataFrame, notes: list[str]) -> tuple[pd.DataFrame, set[str]]:

@@ -10,9 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.files import parse_json, read_file
+from fedbw_sweep.records.place import write_file
 
 RUNNING = "running.json"
+
+LIMIT = 2**16
+"""Bytes that it may have."""
 
 
 class Heartbeat:
@@ -28,7 +36,8 @@ class Heartbeat:
 
     def __init__(self, config: RunConfig, sweep_dir: Path) -> None:
         self.path = sweep_dir / config.run_id / RUNNING
-        self.path.parent.mkdir(exist_ok=True)
+        with suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
         self.state = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -45,9 +54,8 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.state), encoding="utf-8")
-        temporary.replace(self.path)
+        with suppress(OSError):  # a full disk fails no run
+            write_file(self.path, json.dumps(self.state).encode())
 
 
 def read_running(folder: Path) -> dict[str, Any] | None:
@@ -56,12 +64,14 @@ def read_running(folder: Path) -> dict[str, Any] | None:
     A process of this machine that no longer exists is not running; one of another machine is taken
     at its word.
     """
-    with suppress(FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        state = dict(json.loads((folder / RUNNING).read_text(encoding="utf-8")))
-        if state["host"] != socket.gethostname():
-            return state
-        with suppress(ProcessLookupError):
-            with suppress(PermissionError):  # somebody else's process, but it is there
-                os.kill(state["pid"], 0)
+    path = folder / RUNNING
+    with suppress(FileNotFoundError, ResultsError):
+        state = parse_json(path, read_file(path, LIMIT))
+        kinds = {"pid": int, "host": str, "started": int | float, "rounds": int, "round": int}
+        if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
+            return None
+        if not isinstance(state.get("loss"), int | float | None):
+            return None
+        if state["host"] != socket.gethostname() or psutil.pid_exists(state["pid"]):
             return state
     return None

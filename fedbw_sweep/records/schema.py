@@ -1,12 +1,12 @@
 """The files of a record: their names, columns, types and units.
 
 Format 3 grows by addition, without a new version. A number that a run measures is a new column of
-`RESULTS_COLUMNS`, one of a round of `ROUNDS_COLUMNS`, neither of them required. Hashes of files and
-what was noted of the environment are keys of ``status.json``, a new way to end is a value of
-``end``. Rows of another kind (``wire.csv``, ``clients.csv``) and states (``checkpoint/``) are files
-or folders of their own in the run's folder. Readers ignore columns, keys and files that they do not
-know, and give missing values for what is not there; a setting that a record lacks counts as its
-default.
+`RESULTS_COLUMNS`, one of a round of `ROUNDS_COLUMNS`, neither of them required. Hashes of files
+(``sha256``) and what was noted of the environment are keys of ``status.json``, a new way to end is
+a value of ``end``. Rows of another kind (``wire.csv``, ``clients.csv``) and states
+(``checkpoint/``) are files or folders of their own in the run's folder. Readers ignore columns,
+keys and files that they do not know, and give missing values for what is not there; a setting that
+a record lacks counts as its default.
 """
 
 from __future__ import annotations

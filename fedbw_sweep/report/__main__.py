@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from fedbw_sweep.config.groups import NetworkConfig
-from fedbw_sweep.console import MB, errors_end_the_command, message_console
+from fedbw_sweep.console import MB, errors_end_the_command, message_console, printable
 from fedbw_sweep.errors import ConfigError, ResultsError
 from fedbw_sweep.extras import why_not
 from fedbw_sweep.records.labels import varying_settings
@@ -221,12 +221,12 @@ def _report(given: argparse.Namespace) -> None:
         except OSError as error:
             raise ResultsError(f"{given.out} cannot be written: {error}; see --out") from None
     for note in [*records.notes, *notes]:
-        _console.print(f"note: {escape(note)}")
+        _console.print(f"note: {escape(printable(note))}")
     states = records.results["status"].value_counts()
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     _console.print(f"runs: {counts}; written to {escape(str(given.out))}/")
     for table in tables:
-        print(table.to_markdown(TERMINAL_ROWS))
+        print(printable(table.to_markdown(TERMINAL_ROWS)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -157,8 +158,10 @@ def as_text(value: Any) -> str:
 
 def read_setting(value: Any) -> Any:
     """Read a setting's cell in a table, where what is no plain value stands as JSON."""
-    is_json = isinstance(value, str) and value.startswith(("{", "["))
-    return json.loads(value) if is_json else value
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):  # a text that only starts so
+            return json.loads(value)
+    return value
 
 
 def _grammar(value: Any) -> str:

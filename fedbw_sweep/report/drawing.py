@@ -139,6 +139,7 @@ def saved_figure(
     style: Any = {
         "font.size": 9, "agg.path.chunksize": 10000, "svg.fonttype": "none",
         "svg.hashsalt": "fedbw", "pdf.fonttype": 42,
+        "text.parse_math": False,  # a dollar sign in a name is one
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.0, height), dpi=150, layout="constrained")

@@ -218,13 +218,15 @@ def _changes(
     made_at = first["numerics"].fillna(0).astype(int)
     for at, (run, numerics) in enumerate(zip(first["run_id"], made_at, strict=True)):
         numbers = {key: of_row[at] for key, (of_row, _) in sections.items()}
-        if run_id_of({k: sections[k][1][n] for k, n in numbers.items()}, numerics) == run:
-            of_each.append([p for each in numbers.items() for p in places_of_section(*each)])
-            continue
         try:
-            of_each.append(places_of(records.configs[run]))
-        except (KeyError, OSError, ResultsError):
-            of_each.append(None)
+            if run_id_of({k: sections[k][1][n] for k, n in numbers.items()}, numerics) == run:
+                own = [p for each in numbers.items() for p in places_of_section(*each)]
+            else:
+                own = places_of(records.configs[run])
+        except (LookupError, TypeError, ValueError, AttributeError, OSError, ResultsError):
+            of_each.append(None)  # settings that are none
+        else:
+            of_each.append(own)
     return [list(text) for text in places], of_each
 
 
@@ -304,8 +306,14 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
             values = values.where(np.isfinite(values.to_numpy(float, na_value=np.nan)))
             values = values.astype("Float64").round(digits)
             values = values if digits else values.astype("Int64")
-        columns[str(name)] = values.astype(object).where(values.notna(), None).tolist()
+        listed = values.astype(object).where(values.notna(), None).tolist()
+        columns[str(name)] = [_for_json(value) for value in listed]
     return columns
+
+
+def _for_json(value: Any) -> Any:
+    """Write a setting without end as text: JSON has no such number."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _overview(results: pd.DataFrame) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Command:
         """
         from fedbw_sweep.config.defaults import refuse_other_names
         from fedbw_sweep.config.run import RunConfig
-        from fedbw_sweep.records.write import read_status
+        from fedbw_sweep.records.status import read_status
+        from fedbw_sweep.records.write import is_done
         from fedbw_sweep.sweeps.sweep import Sweep
 
         runtime = HydraConfig.get().runtime
@@ -53,10 +54,9 @@ class Command:
         folder = Path(runtime.output_dir)
         sweep = Sweep([RunConfig.from_hydra(cfg)], folder)
         [config] = sweep.configs
-        status = read_status(folder / config.run_id)
-        if status is None or status["status"] != "done":
+        if not is_done(config, folder):
             sweep.run_one(config)
-            status = read_status(folder / config.run_id)
+        status = read_status(folder / config.run_id)
         assert status is not None
         if status["status"] == "done":
             return float(status["summary"][config.objective])

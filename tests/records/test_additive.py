@@ -9,6 +9,7 @@ import pandas as pd
 
 from fedbw_sweep.records.read import load, load_records
 from tests.records.conftest import Build, other_machine
+from tests.records.seals import seal
 
 
 def test_a_setting_that_a_table_lacks_is_at_its_default(sweep: Path) -> None:
@@ -35,9 +36,10 @@ def test_what_a_later_version_added_is_ignored(sweep: Path, run_config: Build) -
     messages.assign(later="x").to_parquet(run / "messages.parquet", index=False)
     status = json.loads((run / "status.json").read_text())
     status["summary"]["later"] = 7
-    (run / "status.json").write_text(json.dumps({**status, "sha256": {"rounds.csv": "00"}}))
+    (run / "status.json").write_text(json.dumps({**status, "later": {"rounds.csv": "00"}}))
     (run / "wire.csv").write_text("round,bytes\n1,2\n")
     (run / "checkpoint").mkdir()
+    seal(run)
     after = load_records(sweep)
     for name in ("results", "rounds", "messages", "parts", "timing"):
         pd.testing.assert_frame_equal(

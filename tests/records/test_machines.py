@@ -14,6 +14,7 @@ from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.read import load, load_records
 from tests.records.conftest import Build, other_machine
+from tests.records.seals import seal
 from tests.records.test_write import finished
 
 
@@ -24,6 +25,7 @@ def trained_on(sweep: Path, **environment: str) -> Path:
         status = json.loads(path.read_text())
         own = {"device": "cpu", "processor": "Xeon, 8 cores", **environment}
         path.write_text(json.dumps({**status, **own}))
+        seal(path.parent)
     collect(copy)
     return copy
 
@@ -35,6 +37,7 @@ def scaled(sweep: Path, run: str, loss: float) -> None:
     (sweep / run / "status.json").write_text(json.dumps(status))
     rounds = pd.read_csv(sweep / run / "rounds.csv")
     rounds.assign(loss=rounds["loss"] * loss).to_csv(sweep / run / "rounds.csv", index=False)
+    seal(sweep / run)
     collect(sweep)
 
 
@@ -45,6 +48,7 @@ def test_a_run_of_unlike_machines_may_differ_in_last_digits(
     for path in sweep.glob("*/status.json"):
         status = json.loads(path.read_text())
         path.write_text(json.dumps({**status, "processor": "EPYC, 2 cores"}))
+        seal(path.parent)
     collect(sweep)
     other = trained_on(sweep)
     run = run_config("compression=topk").run_id

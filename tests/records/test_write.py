@@ -10,7 +10,6 @@ import pytest
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError, ResultsError
-from fedbw_sweep.records import write as results
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.schema import (
@@ -24,6 +23,7 @@ from fedbw_sweep.records.schema import (
 from fedbw_sweep.records.write import RunRecord, is_done
 from fedbw_sweep.report.__main__ import main
 from fedbw_sweep.report.measure import Options
+from tests.records.seals import seal, unseal
 
 Build = Callable[..., RunConfig]
 
@@ -141,7 +141,7 @@ def test_an_interrupted_write_leaves_nothing(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.json, "dumps", interrupt)
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
     with pytest.raises(KeyboardInterrupt):
         finished(run_config()).write(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -158,17 +158,20 @@ def test_what_a_killed_process_left_is_ignored(run_config: Build, tmp_path: Path
     assert table["run_id"].tolist() == [config.run_id]
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [('{"status": "do', "damaged"), (json.dumps({"schema_version": 99}), "schema version 99")],
-)
-def test_a_damaged_or_foreign_status_is_named(
-    run_config: Build, tmp_path: Path, text: str, word: str
+def test_a_damaged_status_is_missing_and_a_foreign_one_stops(
+    run_config: Build, tmp_path: Path
 ) -> None:
     config = run_config()
     finished(config).write(tmp_path)
-    (tmp_path / config.run_id / "status.json").write_text(text)
-    with pytest.raises(ResultsError, match=word):
+    path = tmp_path / config.run_id / "status.json"
+    path.write_text('{"status": "do')
+    notes: list[str] = []
+    [row] = collect(tmp_path, notes)[0].to_dict("records")
+    assert (row["status"], row["num_clients"], row["loss"]) == ("missing", 32, None)
+    assert notes == [row["reason"]]
+    assert f"{path} is damaged" in row["reason"]
+    path.write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(ResultsError, match="schema version 99"):
         collect(tmp_path)
 
 
@@ -277,13 +280,12 @@ def test_a_status_of_wrong_types_is_damaged(
     finished(run_config("seed=2")).write(tmp_path)
     path = tmp_path / config.run_id / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    try:
+    for make_right_again in (lambda folder: None, seal):
+        make_right_again(path.parent)
         found = load_records(tmp_path).results.set_index("run_id").loc[config.run_id]
-    except ResultsError as error:
-        assert f"{path} is damaged" in str(error)  # noqa: PT017
-    else:
         assert found["status"] == "missing"
         assert f"{path} is damaged" in found["reason"]
+        assert pd.isna(found["loss"])
 
 
 def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path: Path) -> None:
@@ -293,8 +295,10 @@ def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path
     path = tmp_path / run_config("seed=1").run_id / "rounds.csv"
     text = path.read_text()
     path.write_text(text + text.splitlines()[-1] + "\n")
+    seal(path.parent)
     pd.testing.assert_frame_equal(load_records(tmp_path).rounds, before)
     path.write_text(text.replace("\n", "\n\n"))
+    seal(path.parent)
     pd.testing.assert_frame_equal(load_records(tmp_path).rounds, before)
 
 
@@ -304,10 +308,17 @@ def test_a_damaged_file_among_many_is_the_one_named(run_config: Build, tmp_path:
     for seed in (1, 2, 3):
         path = tmp_path / run_config(f"seed={seed}").run_id / "rounds.csv"
         text = path.read_text()
-        path.write_text(text + "many,rows,too,few\n")
-        with pytest.raises(ResultsError, match=str(path)):
-            load_records(tmp_path)
+        for line, make_right_again in (("many,rows,too,few\n", seal), ("3" * 40 + "\n", unseal)):
+            path.write_text(text + line)
+            make_right_again(path.parent)
+            records = load_records(tmp_path)
+            [bad] = records.results[records.results["status"] == "missing"].to_dict("records")
+            assert bad["run_id"] == path.parent.name
+            assert str(path) in bad["reason"]
+            assert bad["reason"] in records.notes
+            assert len(records.rounds) == 6, "of the two others"
         path.write_text(text)
+        seal(path.parent)
 
 
 def test_a_loss_without_end_is_shown_as_none(run_config: Build, tmp_path: Path) -> None:

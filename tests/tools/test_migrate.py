@@ -18,7 +18,8 @@ from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load, load_records
-from fedbw_sweep.records.write import is_done, read_status
+from fedbw_sweep.records.status import read_status
+from fedbw_sweep.records.write import is_done
 from tests.records.test_write import finished
 from tools.migrate import main
 
@@ -39,7 +40,7 @@ def old_run(config: RunConfig, sweep: Path, error: str | None = None) -> Path:
     folder = folder.rename(sweep / old_id)
     (folder / "config.yaml").write_text(yaml.safe_dump(science))
     status = json.loads((folder / "status.json").read_text())
-    for key in ("numerics", "end", "reason", "device", "processor"):
+    for key in ("numerics", "end", "reason", "device", "processor", "sha256"):
         del status[key]
     status |= {"schema_version": 2, "run_id": old_id, "error": error}
     status["environment"] = {"device": "NVIDIA H100", "processor": "Xeon, 16 cores"}

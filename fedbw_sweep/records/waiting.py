@@ -1,0 +1,87 @@
+"""Records that cannot be written at once: they wait in memory while other runs go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import Condition, Thread
+
+from fedbw_sweep.records.write import put_run
+
+RETRY_S = 600.0
+"""Seconds for which a record that cannot be written waits."""
+
+PAUSE_S = 5.0
+"""Seconds from one attempt to the next."""
+
+
+class Writer:
+    """Writes run folders; what a full disk refuses is tried again.
+
+    Parameters
+    ----------
+    sweep_dir : pathlib.Path
+    say : callable
+        Called with each line for the user.
+    retry_s, pause_s : float
+        See `RETRY_S` and `PAUSE_S`.
+    """
+
+    def __init__(
+        self,
+        sweep_dir: Path,
+        say: Callable[[str], None],
+        retry_s: float = RETRY_S,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        self.sweep_dir, self.say, self.retry_s, self.pause_s = sweep_dir, say, retry_s, pause_s
+        self._waiting: dict[str, tuple[Mapping[str, bytes], float]] = {}
+        self._lost: list[str] = []
+        self._changed = Condition()
+        self._thread: Thread | None = None
+
+    def write(self, run_id: str, files: Mapping[str, bytes]) -> bool:
+        """Write a run's folder, or keep its files and try again; return whether it is written."""
+        why = self._attempt(run_id, files)
+        if why is None:
+            return True
+        self.say(
+            f"run {run_id} cannot be written: {why}; its record waits in memory for "
+            f"{self.retry_s:g} s: make room in {self.sweep_dir}"
+        )
+        with self._changed:
+            self._waiting[run_id] = files, time.monotonic() + self.retry_s
+            if self._thread is None:
+                self._thread = Thread(target=self._retry, daemon=True)
+                self._thread.start()
+        return False
+
+    def finish(self) -> list[str]:
+        """Wait until nothing waits any more; return a line for each run whose record is lost."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
+            return list(self._lost)
+
+    def _attempt(self, run_id: str, files: Mapping[str, bytes]) -> str | None:
+        try:
+            put_run(run_id, files, self.sweep_dir)
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+    def _retry(self) -> None:
+        while True:
+            time.sleep(self.pause_s)
+            with self._changed:
+                waiting = dict(self._waiting)
+            for run_id, (files, until) in waiting.items():
+                why = self._attempt(run_id, files)
+                if why is not None and time.monotonic() < until:
+                    continue
+                with self._changed:
+                    del self._waiting[run_id]
+                    if why is not None:
+                        self._lost.append(f"run {run_id} is lost: {why}")
+                    self.say(self._lost[-1] if why else f"run {run_id} is written after all")
+                    self._changed.notify_all()
