@@ -85,9 +85,7 @@ def record(config: RunConfig, rng: np.random.Generator) -> RunRecord:
     }  # fmt: skip
     execution = {"device": "cpu", "sweep": "main"}
     environment = {"python": "3.11.2", "torch": "2.13.0", "execution": execution}
-    return RunRecord(
-        config, "done", "rounds", None, summary, rows, [], parts, [], environment
-    )
+    return RunRecord(config, "done", "rounds", None, summary, rows, [], parts, [], environment)
 
 
 def write_runs(folder: Path, runs: int) -> None:

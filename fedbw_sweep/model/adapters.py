@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from fedbw_sweep.config.groups import TrainableLora
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
+from fedbw_sweep.model.architecture import token_embedding
 from fedbw_sweep.model.build import drawn_from
 
 ALL_LINEAR = "all-linear"
@@ -95,7 +96,7 @@ def _resolve(model: PreTrainedModel, targets: Sequence[str] | None) -> tuple[lis
 
 def _layers(model: PreTrainedModel) -> Iterator[str]:
     """Name the linear layers that can have an adapter."""
-    tied = model.get_input_embeddings().weight  # an adapter would change both uses when merged
+    tied = getattr(token_embedding(model), "weight", None)  # an adapter would change both uses
     elsewhere = READ_ELSEWHERE.get(str(model.config.model_type), set())
     for name, module in model.named_modules():
         can = isinstance(module, nn.Linear | Conv1D) and module.weight is not tied

@@ -1,4 +1,4 @@
-"""The keys that an architecture of transformers has; those that it has not are refused."""
+"""What an architecture of transformers has: its keys, of which no others are taken, and tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from transformers import PreTrainedConfig, modeling_rope_utils
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, modeling_rope_utils
 
 from fedbw_sweep.errors import ConfigError
+
+
+def token_embedding(model: PreTrainedModel) -> nn.Module | None:
+    """Return the table of tokens; None where a model of a user's own does not say which it is."""
+    with suppress(NotImplementedError):
+        return model.get_input_embeddings()
+    return None
 
 
 def refuse_unknown_keys(config: PreTrainedConfig, given: Mapping[str, Any], prefix: str) -> None:

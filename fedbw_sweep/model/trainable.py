@@ -13,6 +13,7 @@ from fedbw_sweep.config.groups import ModelConfig, TrainableBlocks, TrainableCon
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.model.adapters import add_adapters
+from fedbw_sweep.model.architecture import token_embedding
 from fedbw_sweep.model.build import build_model, build_without_weights
 from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.vector import frozen_parameters, layout_of
@@ -96,7 +97,7 @@ def shapes(config: RunConfig) -> tuple[Layout, int, int | None]:
 def _positions(model: PreTrainedModel) -> int | None:
     """Count the positions of which a table has a row; some tables have one or two rows more."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokens = model.get_input_embeddings()
+    tokens = token_embedding(model)
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not tokens)
     return most if most and any(t.num_embeddings - most in (0, 1, 2) for t in tables) else None
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from fedbw_sweep.config.groups import ModelConfig
 from fedbw_sweep.data.tokens import FederatedText
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.model.architecture import token_embedding
 from fedbw_sweep.model.build import drawn_from
 from fedbw_sweep.training.loss import cross_entropy
 
@@ -48,8 +49,7 @@ def check_model(model: PreTrainedModel, config: ModelConfig, text: FederatedText
         numbers outside torch's generators.
     """
     largest = max(int(text.clients.flat.max()), int(text.heldout.max()))
-    embeddings: nn.Module | None = model.get_input_embeddings()
-    rows = getattr(embeddings, "num_embeddings", None)
+    rows = getattr(token_embedding(model), "num_embeddings", None)
     if rows is not None:
         _check_rows(config, largest, rows)
     tried = copy.deepcopy(model)

@@ -54,16 +54,18 @@ def no_table(cfg: DataConfig) -> list[str]:
     return ["text"]
 
 
+OWN = "data=text", "data.path=null"
+
+
 def test_a_text_of_the_users_own_is_read_by_its_function(
     run_config: Callable[..., RunConfig],
 ) -> None:
-    mine = "data.name=mine", "data.partition=iid", f"data._target_={__name__}.own"
-    config = run_config(*mine)
+    config = run_config(*OWN, f"data._target_={__name__}.own")
     assert load_corpus(config.data)["text"].tolist()[:2] == ["text 0", "text 1"]
     assert config.science["data"]["_target_"] == f"{__name__}.own"
     assert with_contents(config).data.content is None
-    other = run_config(*mine[:2], f"data._target_={__name__}.no_table")
+    other = run_config(*OWN, f"data._target_={__name__}.no_table")
     assert config.run_id != other.run_id
     for target, words in ((f"{__name__}.no_table", "must return a DataFrame"), ("no.such", "no")):
         with pytest.raises(ConfigError, match=rf"data\._target_={target}: .*{words}"):
-            load_corpus(run_config(*mine[:2], f"data._target_={target}").data)
+            load_corpus(run_config(*OWN, f"data._target_={target}").data)

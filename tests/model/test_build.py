@@ -86,7 +86,6 @@ def test_an_architecture_that_does_not_exist_is_named() -> None:
 
 
 OWN = (
-    "model.name=bigram",
     "+model._target_=tests.model.bigram.build",
     "~model.architecture",
     "+model.architecture={vocab_size: 256, width: 3}",
