@@ -18,7 +18,7 @@ from fedbw_sweep.sweeps.sweep import Sweep
 
 
 class RunError(FedbwError):
-    """A run failed; its record has the whole reason."""
+    """A run failed, and its record has the whole reason; or a record could not be written."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def _do(configs: Sequence[RunConfig], folder: str | Path | None) -> Outcome:
     runs = Sweep(configs, place)
     prepare(runs.configs, place, "folder", here=True)
     runs.run()
+    if runs.lost:
+        raise RunError("; ".join(runs.lost))
     runs.tables()
     records = load_records([place / config.run_id for config in runs.configs])
     return Outcome(records.results, records.rounds, place)

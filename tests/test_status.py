@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fedbw_sweep import status
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.records.claims import claimed
 from fedbw_sweep.records.running import RUNNING, Heartbeat, read_running
 from fedbw_sweep.records.write import announce
 from fedbw_sweep.status import sweep_status
@@ -25,7 +25,7 @@ Build = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def sweep(run_config: Build, tmp_path: Path) -> tuple[Path, list[RunConfig]]:
+def sweep(run_config: Build, tmp_path: Path) -> Iterator[tuple[Path, list[RunConfig]]]:
     """Two runs done in 10 and 30 s, one failed, one at round 1 of 4, one never started."""
     configs = [run_config("model=tiny", "rounds=4", f"seed={seed}") for seed in range(5)]
     announce(configs, tmp_path)
@@ -37,8 +37,9 @@ def sweep(run_config: Build, tmp_path: Path) -> tuple[Path, list[RunConfig]]:
     failed = finished(configs[2])
     failed.status, failed.error = "failed", "Traceback\nValueError: too hot"
     failed.write(tmp_path)
-    Heartbeat(configs[3], tmp_path)({"round": 1, "loss": 3.25})
-    return tmp_path, configs
+    with claimed(tmp_path / configs[3].run_id, 60):
+        Heartbeat(configs[3], tmp_path)({"round": 1, "loss": 3.25})
+        yield tmp_path, configs
 
 
 def test_every_state_is_told_with_its_reason(sweep: tuple[Path, list[RunConfig]]) -> None:
@@ -58,19 +59,19 @@ def test_every_state_is_told_with_its_reason(sweep: tuple[Path, list[RunConfig]]
 
 def test_a_dead_process_is_not_running(sweep: tuple[Path, list[RunConfig]]) -> None:
     folder, configs = sweep
+    run = folder / configs[3].run_id
+    assert read_running(run) == json.loads((run / RUNNING).read_text())
+    [claim] = run.glob("claim.*.json")
+    said = json.loads(claim.read_text())
     gone = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    path = folder / configs[3].run_id / RUNNING
-    state = json.loads(path.read_text())
-    assert read_running(path.parent) == state
-    assert state["pid"] == os.getpid()
-    path.write_text(json.dumps({**state, "pid": int(gone.stdout)}))
-    assert read_running(path.parent) is None
-    path.write_text(json.dumps({**state, "pid": int(gone.stdout), "host": "another"}))
-    assert read_running(path.parent) is not None
-    path.write_text("{")
-    assert read_running(path.parent) is None
+    claim.write_text(json.dumps({**said, "pid": int(gone.stdout)}))
+    assert read_running(run) is None
+    claim.write_text(json.dumps({**said, "host": "another"}))
+    assert read_running(run) is not None
+    (run / RUNNING).write_text("{")
+    assert read_running(run) is None
     runs, left = sweep_status(folder)
     assert runs["status"].tolist().count("missing") == 2
     assert math.isnan(left)

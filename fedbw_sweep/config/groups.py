@@ -199,6 +199,18 @@ class ClientsConfig(Section):
     dropout: float = Field(ge=0, lt=1, description="fraction that never replies, in [0, 1)")
 
 
+class ClaimsConfig(Section):
+    """When a run that another machine has claimed is taken over."""
+
+    stale_s: float = Field(gt=0, allow_inf_nan=False, description="seconds, above 0")
+
+
+class RecordsConfig(Section):
+    """What becomes of records that cannot be written at once."""
+
+    retry_s: float = Field(ge=0, allow_inf_nan=False, description="seconds, at least 0")
+
+
 class BackendConfig(Section):
     """What executes the clients; changes nothing in the results."""
 

@@ -14,11 +14,13 @@ from pydantic import Field
 from fedbw_sweep.config.defaults import choice, groups, is_own, with_defaults
 from fedbw_sweep.config.groups import (
     BackendConfig,
+    ClaimsConfig,
     ClientsConfig,
     CompressionConfig,
     DataConfig,
     ModelConfig,
     NetworkConfig,
+    RecordsConfig,
     ServerConfig,
     TrainableConfig,
 )
@@ -30,7 +32,17 @@ from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
 
 EXECUTION_KEYS = frozenset(
-    {"backend", "device", "logger", "network", "objective", "sweep", "verbose"}
+    {
+        "backend",
+        "claims",
+        "device",
+        "logger",
+        "network",
+        "objective",
+        "records",
+        "sweep",
+        "verbose",
+    }
 )
 """Top-level keys that say how a run is executed and change nothing in its results."""
 
@@ -66,6 +78,8 @@ class RunConfig(Section):
     logger: Choice
     objective: str
     sweep: str
+    claims: ClaimsConfig
+    records: RecordsConfig
     verbose: bool
 
     @classmethod

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,11 +24,17 @@ from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.files import parse_json, read_file
 from fedbw_sweep.records.place import clock, host
 
-STALE_S = 120.0
-"""Seconds without a beat after which the claim of another host is dead."""
-
 BEATS = 4
-"""Beats in this time."""
+"""Beats in the time after which a claim without one is dead on other hosts."""
+
+UNREADABLE_S = 120.0
+"""This time for a claim that cannot be read: it is being written, or its writer was killed."""
+
+AWAY_S = 1.0
+"""For how long a run's folder may be away while its record takes its place, at most."""
+
+JOB_IDS = "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID"
+"""Variables in which schedulers of clusters give a process the id of its job."""
 
 _NAME = re.compile(r"claim\.(\d{1,9})\.json")
 
@@ -36,13 +43,7 @@ _LIMIT = 2**12
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of this process's.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        Its file.
-    """
+    """A claim of this process's; `path` is its file."""
 
     path: Path
 
@@ -60,7 +61,7 @@ class Claim:
             self.path.unlink()
 
 
-def claim(folder: Path, job: str | None = None, stale_s: float = STALE_S) -> Claim | None:
+def claim(folder: Path, stale_s: float) -> Claim | None:
     """Claim a run for this process.
 
     Whether the run is done must be asked once it is claimed: another process may have done it in
@@ -70,10 +71,9 @@ def claim(folder: Path, job: str | None = None, stale_s: float = STALE_S) -> Cla
     ----------
     folder : pathlib.Path
         The run's; it is created if it is not there.
-    job : str, optional
-        The id that a cluster's scheduler gave the process.
     stale_s : float
-        See `STALE_S`; by the file system's clock.
+        Seconds without a beat, by the file system's clock, after which the claim is dead on other
+        hosts. On its own host it ends with its process.
 
     Returns
     -------
@@ -88,12 +88,16 @@ def claim(folder: Path, job: str | None = None, stale_s: float = STALE_S) -> Cla
     me = psutil.Process()
     said = {
         "host": host(), "name": socket.gethostname(), "pid": me.pid, "started": me.create_time(),
-        "job": job,
+        "job": next((os.environ[name] for name in JOB_IDS if name in os.environ), None),
+        "stale_s": stale_s,
     }  # fmt: skip
+    until = time.monotonic() + AWAY_S
+    while not folder.exists() and time.monotonic() < until:
+        time.sleep(AWAY_S / 10)
     while True:
         folder.mkdir(exist_ok=True)
         latest = _latest(folder)
-        if latest is not None and _is_alive(latest, stale_s):
+        if latest is not None and _is_alive(latest):
             return None
         number = 0 if latest is None else int(latest.name.split(".")[1])
         path = folder / f"claim.{number + 1}.json"
@@ -112,11 +116,9 @@ def claim(folder: Path, job: str | None = None, stale_s: float = STALE_S) -> Cla
 
 
 @contextmanager
-def claimed(
-    folder: Path, job: str | None = None, stale_s: float = STALE_S
-) -> Iterator[Claim | None]:
+def claimed(folder: Path, stale_s: float) -> Iterator[Claim | None]:
     """Hold a claim in the block, see `claim`, and renew it; None if another process has one."""
-    own = claim(folder, job, stale_s)
+    own = claim(folder, stale_s)
     if own is None:
         yield None
         return
@@ -136,10 +138,10 @@ def claimed(
         own.release()
 
 
-def claimed_by(folder: Path, stale_s: float = STALE_S) -> str | None:
+def claimed_by(folder: Path) -> str | None:
     """Say who does a run: ``process 7 on host``; None if nobody does."""
     latest = _latest(folder)
-    if latest is None or not _is_alive(latest, stale_s):
+    if latest is None or not _is_alive(latest):
         return None
     with suppress(DamagedError, FileNotFoundError):
         said = parse_json(latest, read_file(latest, _LIMIT))
@@ -156,16 +158,27 @@ def _latest(folder: Path) -> Path | None:
     return None
 
 
-def _is_alive(path: Path, stale_s: float) -> bool:
+def _is_alive(path: Path) -> bool:
     try:
         beat = path.stat().st_mtime
         said = parse_json(path, read_file(path, _LIMIT))
     except FileNotFoundError:
         return False
-    except DamagedError:  # it is being written, or its writer was killed meanwhile
+    except DamagedError:
         said = {}
     if said.get("host") != host():
-        return clock(path.parent) - beat <= stale_s
+        stale_s = said.get("stale_s")
+        return _now(path.parent) - beat <= (
+            stale_s if isinstance(stale_s, int | float) else UNREADABLE_S
+        )
     with suppress(psutil.NoSuchProcess, TypeError, ValueError):
         return bool(abs(psutil.Process(said.get("pid")).create_time() - said["started"]) < 1)
     return False
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the file system's clock, or by the machine's where nothing is written."""
+    try:
+        return clock(folder)
+    except OSError:
+        return time.time()

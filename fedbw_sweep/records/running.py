@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ResultsError
+from fedbw_sweep.records.claims import claimed_by
 from fedbw_sweep.records.files import parse_json, read_file
 from fedbw_sweep.records.place import write_file
 
@@ -39,8 +36,6 @@ class Heartbeat:
         with suppress(OSError):
             self.path.parent.mkdir(exist_ok=True)
         self.state = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
             "started": time.time(),
             "rounds": config.rounds,
             "round": 0,
@@ -59,19 +54,16 @@ class Heartbeat:
 
 
 def read_running(folder: Path) -> dict[str, Any] | None:
-    """Return what a run under way says of itself, or None if nothing runs there.
-
-    A process of this machine that no longer exists is not running; one of another machine is taken
-    at its word.
-    """
+    """Return what a run under way says of itself, or None if no process has claimed it."""
     path = folder / RUNNING
+    if not path.exists() or claimed_by(folder) is None:
+        return None
     with suppress(FileNotFoundError, ResultsError):
         state = parse_json(path, read_file(path, LIMIT))
-        kinds = {"pid": int, "host": str, "started": int | float, "rounds": int, "round": int}
+        kinds = {"started": int | float, "rounds": int, "round": int}
         if not all(isinstance(state.get(key), kind) for key, kind in kinds.items()):
             return None
         if not isinstance(state.get("loss"), int | float | None):
             return None
-        if state["host"] != socket.gethostname() or psutil.pid_exists(state["pid"]):
-            return state
+        return state
     return None

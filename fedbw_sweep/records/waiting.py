@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Condition, Thread
 
+from fedbw_sweep.errors import ResultsError
 from fedbw_sweep.records.write import put_run
-
-RETRY_S = 600.0
-"""Seconds for which a record that cannot be written waits."""
 
 PAUSE_S = 5.0
 """Seconds from one attempt to the next."""
@@ -24,18 +22,17 @@ class Writer:
     sweep_dir : pathlib.Path
     say : callable
         Called with each line for the user.
-    retry_s, pause_s : float
-        See `RETRY_S` and `PAUSE_S`.
+    retry_s : float
+        Seconds for which a record that cannot be written waits.
     """
 
     def __init__(
         self,
         sweep_dir: Path,
         say: Callable[[str], None],
-        retry_s: float = RETRY_S,
-        pause_s: float = PAUSE_S,
+        retry_s: float,
     ) -> None:
-        self.sweep_dir, self.say, self.retry_s, self.pause_s = sweep_dir, say, retry_s, pause_s
+        self.sweep_dir, self.say, self.retry_s = sweep_dir, say, retry_s
         self._waiting: dict[str, tuple[Mapping[str, bytes], float]] = {}
         self._lost: list[str] = []
         self._changed = Condition()
@@ -48,7 +45,7 @@ class Writer:
             return True
         self.say(
             f"run {run_id} cannot be written: {why}; its record waits in memory for "
-            f"{self.retry_s:g} s: make room in {self.sweep_dir}"
+            f"{self.retry_s:g} s: make room in {self.sweep_dir}, or let it be written to"
         )
         with self._changed:
             self._waiting[run_id] = files, time.monotonic() + self.retry_s
@@ -57,22 +54,33 @@ class Writer:
                 self._thread.start()
         return False
 
-    def finish(self) -> list[str]:
-        """Wait until nothing waits any more; return a line for each run whose record is lost."""
+    def finish(self, *, wait: bool = True) -> list[str]:
+        """Wait until nothing waits any more; return a line for each run whose record is lost.
+
+        Parameters
+        ----------
+        wait : bool
+            False to give up what waits.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting)
-            return list(self._lost)
+            if wait:
+                self._changed.wait_for(lambda: not self._waiting)
+            given_up = [f"run {run_id} is lost: it still waited" for run_id in self._waiting]
+            return [*self._lost, *given_up]
 
     def _attempt(self, run_id: str, files: Mapping[str, bytes]) -> str | None:
         try:
+            self.sweep_dir.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
             put_run(run_id, files, self.sweep_dir)
         except OSError as error:
             return error.strerror or str(error)
+        except ResultsError as error:
+            return str(error)
         return None
 
     def _retry(self) -> None:
         while True:
-            time.sleep(self.pause_s)
+            time.sleep(PAUSE_S)
             with self._changed:
                 waiting = dict(self._waiting)
             for run_id, (files, until) in waiting.items():

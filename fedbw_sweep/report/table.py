@@ -68,7 +68,8 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
     """
     done = results[results["status"] == "done"]
     columns = ["model", "model_parameters", "frozen_parameters", "dense_message_bytes"]
-    models = done.drop_duplicates(columns)
+    models = done.dropna(subset=["model_parameters", "dense_message_bytes"])
+    models = models.fillna({"frozen_parameters": 0}).drop_duplicates(columns)
     settings = [
         name
         for name in varying_settings(models)

@@ -46,7 +46,6 @@ class Command:
         from fedbw_sweep.config.defaults import refuse_other_names
         from fedbw_sweep.config.run import RunConfig
         from fedbw_sweep.records.status import read_status
-        from fedbw_sweep.records.write import is_done
         from fedbw_sweep.sweeps.sweep import Sweep
 
         runtime = HydraConfig.get().runtime
@@ -54,10 +53,10 @@ class Command:
         folder = Path(runtime.output_dir)
         sweep = Sweep([RunConfig.from_hydra(cfg)], folder)
         [config] = sweep.configs
-        if not is_done(config, folder):
-            sweep.run_one(config)
+        sweep.run()
         status = read_status(folder / config.run_id)
-        assert status is not None
+        if status is None:
+            raise FedbwError("; ".join(sweep.lost) or f"run {config.run_id} was deleted")
         if status["status"] == "done":
             return float(status["summary"][config.objective])
         self.code = 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedbw_sweep.backends.base import backend_of
@@ -11,6 +11,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import message_console
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
+from fedbw_sweep.records.place import clock, remove_leftovers
 from fedbw_sweep.records.schema import RESULTS_COLUMNS
 from fedbw_sweep.records.write import announce, device_of
 from fedbw_sweep.sweeps.loggers.base import logger_of
@@ -44,13 +45,9 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
         if config.objective not in OBJECTIVES:
             known = f"no number in results.csv; there are: {', '.join(OBJECTIVES)}"
             raise ConfigError("objective", config.objective, known)
-    try:
+    with _written(folder, folder_key):
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(
-            folder_key, folder, f"cannot be written: {error.strerror}; choose another folder"
-        ) from None
+        remove_leftovers(folder, clock(folder))
     devices = [device_of(config, folder) for config in configs]
     todo = [config for config, device in zip(configs, devices, strict=True) if device is None]
     if len(todo) < len(configs):
@@ -85,4 +82,18 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
         needs.setdefault(text, {})[different] = config
     for alike in needs.values():
         check(list(alike.values()))
-    announce(todo, folder)
+    with _written(folder, folder_key):
+        announce(todo, folder)
+
+
+@contextmanager
+def _written(folder: Path, folder_key: str) -> Iterator[None]:
+    """Say where nothing can be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            folder_key,
+            folder,
+            f"cannot be written: {error.strerror}; make room in it, or choose another folder",
+        ) from None

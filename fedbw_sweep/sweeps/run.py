@@ -60,9 +60,16 @@ class _Recorder:
 
 
 def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: None) -> RunRecord:
-    """Do one run and leave its folder in `sweep_dir`.
+    """Do one run and leave its folder in `sweep_dir`; see `train`."""
+    record = train(config, observe)
+    record.write(sweep_dir)
+    return record
 
-    A run that fails is recorded as failed with its reason; only an interruption leaves nothing.
+
+def train(config: RunConfig, observe: Observer) -> RunRecord:
+    """Do one run.
+
+    The record of a run that fails says so, with its reason.
     """
     set_verbosity(config.verbose)
     record = RunRecord(config, environment=_environment(config))
@@ -76,7 +83,6 @@ def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: 
         record.error = str(error)
     except Exception:
         record.error = traceback.format_exc()
-    record.write(sweep_dir)
     return record
 
 

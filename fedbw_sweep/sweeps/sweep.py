@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,12 +18,14 @@ from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
-from fedbw_sweep.console import MB, duration, message_console, output_console
+from fedbw_sweep.console import MB, duration, message_console, output_console, printable
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.records.claims import claimed, claimed_by
 from fedbw_sweep.records.collect import collect
-from fedbw_sweep.records.labels import varying_settings
+from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.running import Heartbeat
-from fedbw_sweep.records.write import RunRecord, is_done
+from fedbw_sweep.records.waiting import Writer
+from fedbw_sweep.records.write import is_done
 from fedbw_sweep.report.measure import mean_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
 from fedbw_sweep.sweeps.loggers.base import logged
@@ -34,8 +37,17 @@ COLLECT_SHARE = 0.02
 """The tables are rebuilt after a run unless that would take more than this share of the time."""
 
 
+WAIT_S = 2.0
+"""Seconds from one look at runs that another command does to the next."""
+
+
 class Sweep:
     """The runs of a command.
+
+    Attributes
+    ----------
+    lost : list of str
+        After `run`, a line for each run whose record could not be written.
 
     Parameters
     ----------
@@ -54,39 +66,79 @@ class Sweep:
         self.configs = [with_contents(config) for config in configs]
         self.folder = folder
         _refuse_equal(self.configs)
-        self._varying = _varying(self.configs)
+        self._labels = _labels(self.configs)
         self._console = message_console()
         self._bars = Bars(len(configs), self._console)
+        self._writer = Writer(folder, self._say, self.configs[0].records.retry_s)
+        self.lost: list[str] = []
         self._collecting, self._collected_until = Lock(), 0.0  # on time.monotonic()'s clock
 
     def label(self, config: RunConfig) -> str:
         """Name a run by what varies in the sweep."""
-        own = config_columns(config.science)
-        names = self._varying or _varying([config])
-        return " ".join(f"{name}={own[name]}" for name in names if not pd.isna(own.get(name)))
+        return self._labels[config.run_id]
 
     def run(self) -> None:
         """Do the runs that are not done, which were checked.
 
+        Those that another command does are waited for, and done here if that command ends without
+        them. What could not be recorded is in `lost`.
+        """
+        todo = [config for config in self.configs if not is_done(config, self.folder)]
+        finished = told = False
+        try:
+            while todo := self._pass(todo):
+                if not told:
+                    doer = claimed_by(self.folder / todo[0].run_id) or "another command"
+                    self._console.print(f"waiting for {len(todo)} runs that {escape(doer)} does")
+                told = True
+                time.sleep(WAIT_S)
+            finished = True
+        finally:
+            self.lost = self._writer.finish(wait=finished)
+            if not finished:
+                for line in self.lost:
+                    self._say(line)
+
+    def _pass(self, todo: Sequence[RunConfig]) -> list[RunConfig]:
+        """Do runs; return those that other commands do.
+
         One run alone leaves cores idle at the end of each round, so there are several at a time, on
         one pool of workers, where the backend can.
         """
-        todo = [config for config in self.configs if not is_done(config, self.folder)]
         if not todo:
-            return
+            return []
         at_a_time = backend_of(todo[0].backend).runs_at_a_time(todo)
         if at_a_time == 1:  # in this thread: some backends insist on the main one
-            for config in todo:
-                self.run_one(config)
-            return
-        with ThreadPoolExecutor(at_a_time) as threads:
-            for run in [threads.submit(self.run_one, config) for config in todo]:
-                run.result()
+            ended = [self._run_one(config) for config in todo]
+        else:
+            with ThreadPoolExecutor(at_a_time) as threads:
+                runs = [threads.submit(self._run_one, config) for config in todo]
+                ended = [run.result() for run in runs]
+        return [config for config, here in zip(todo, ended, strict=True) if not here]
 
-    def run_one(self, config: RunConfig) -> RunRecord:
-        """Do one run, say how it went, and renew the tables."""
+    def _run_one(self, config: RunConfig) -> bool:
+        """Do one run unless it is done meanwhile; return False if another command does it."""
+        with ExitStack() as held:
+            try:
+                own = held.enter_context(
+                    claimed(self.folder / config.run_id, config.claims.stale_s)
+                )
+            except OSError as error:  # its record may wait until there is room
+                self._say(
+                    f"{self.label(config)} cannot be claimed: {error.strerror}; another command "
+                    "might do it too"
+                )
+            else:
+                if own is None:
+                    return False
+            if not is_done(config, self.folder):
+                self._train(config)
+        return True
+
+    def _train(self, config: RunConfig) -> None:
+        """Do one run, record it, say how it went, and renew the tables."""
         # Imported here: torch loads while the backend starts.
-        from fedbw_sweep.sweeps.run import execute
+        from fedbw_sweep.sweeps.run import train
 
         label = self.label(config)
         with self._bars.run(label, config.rounds) as show, logged(config, self.folder) as log:
@@ -96,7 +148,7 @@ class Sweep:
                 for watcher in (show, beat, log):
                     watcher(row)
 
-            record = execute(config, self.folder, observe)
+            record = train(config, observe)
         if record.status == "done":
             first, last = record.rounds[0], record.summary
             outcome = (
@@ -106,18 +158,43 @@ class Sweep:
         else:
             outcome = f"[red]failed[/red]: {escape(str(record.error).strip().splitlines()[-1])}"
         seconds = math.fsum(row["round_seconds"] for row in record.timing)
-        self._console.print(f"{label}: {outcome} ({duration(seconds)})")
+        self._console.print(f"{escape(label)}: {outcome} ({duration(seconds)})")
+        self._writer.write(config.run_id, record.files())
         self._renew_tables()
-        return record
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Rebuild the folder's ``results.csv`` and ``rounds.csv``; return the sweep's own rows."""
-        results, rounds = collect(self.folder)
+        """Rebuild the folder's ``results.csv`` and ``rounds.csv``; return the sweep's own rows.
+
+        Raises
+        ------
+        OSError
+            If they cannot be written.
+        """
+        notes: list[str] = []
+        results, rounds = collect(self.folder, notes)
+        for note in notes:
+            self._say(note)
         own = [config.run_id for config in self.configs]
         return results[results["run_id"].isin(own)], rounds[rounds["run_id"].isin(own)]
 
     def show(self) -> int:
-        """Print the sweep's table, draw its figure and return the exit code: 1 if a run failed."""
+        """Print the sweep's table, draw its figure and return the exit code.
+
+        It is 1 if a run failed, was not recorded, or was deleted meanwhile, or if the tables cannot
+        be written.
+        """
+        for line in self.lost:
+            self._say(line)
+        try:
+            return max(self._show(), int(bool(self.lost)))
+        except OSError as error:
+            self._say(
+                f"{error.filename or self.folder} cannot be written: {error.strerror}; the same "
+                "command again writes it once it can be, and does only what is missing"
+            )
+            return 1
+
+    def _show(self) -> int:
         # Imported here: matplotlib is needed only now.
         from fedbw_sweep.report.figure import loss_against_bytes
 
@@ -135,23 +212,30 @@ class Sweep:
         for _, row in failed.iterrows():
             reason = escape(str(row["reason"]).strip())
             self._console.print(f"[red]{row['status']}[/red] {row['run_id']}: {reason}")
-        return int(len(failed) > 0)
+        deleted = {config.run_id for config in self.configs} - {*results["run_id"]}
+        for run_id in sorted(deleted):
+            self._say(f"run {run_id} was deleted while the sweep ran")
+        return int(bool(len(failed) or deleted))
+
+    def _say(self, line: str) -> None:
+        self._console.print(escape(printable(line)))
 
     def _renew_tables(self) -> None:
         """Rebuild the folder's tables, unless they have just been: `show` does it in any case."""
         with self._collecting:
             started = time.monotonic()
             if started >= self._collected_until:
-                collect(self.folder)
+                with suppress(OSError):  # `show` says so, if they can't be written then either
+                    collect(self.folder)
                 took = time.monotonic() - started
                 self._collected_until = time.monotonic() + took * (1 / COLLECT_SHARE - 1)
 
 
-def _varying(configs: Sequence[RunConfig]) -> list[str]:
-    """Return the settings that tell runs apart."""
-    return varying_settings(
-        pd.DataFrame([config_columns(c.science) for c in configs], dtype=object)
-    )
+def _labels(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """Name runs by the settings that tell them apart; by run_id."""
+    settings = pd.DataFrame([config_columns(c.science) for c in configs], dtype=object)
+    labels = run_labels(settings, varying_settings(settings))
+    return dict(zip((config.run_id for config in configs), labels, strict=True))
 
 
 def _refuse_equal(configs: Sequence[RunConfig]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.records import waiting
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.place import host, remove_leftovers
 from fedbw_sweep.records.running import Heartbeat
@@ -77,8 +78,9 @@ def test_what_waits_is_written_when_there_is_room(
 ) -> None:
     one, two = run_config("seed=1"), run_config("seed=2")
     said: list[str] = []
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.05)
     disk = Disk(monkeypatch, 0)
-    writer = Writer(tmp_path, said.append, retry_s=60, pause_s=0.05)
+    writer = Writer(tmp_path, said.append, retry_s=60)
     assert writer.write(one.run_id, finished(one).files()) is False
     assert f"run {one.run_id} cannot be written: No space left" in said[0]
     disk.left = 1000
@@ -94,8 +96,9 @@ def test_what_waits_too_long_is_lost_and_said(
 ) -> None:
     config = run_config()
     said: list[str] = []
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.05)
     Disk(monkeypatch, 0)
-    writer = Writer(tmp_path, said.append, retry_s=0.1, pause_s=0.05)
+    writer = Writer(tmp_path, said.append, retry_s=0.1)
     writer.write(config.run_id, finished(config).files())
     assert writer.finish() == [f"run {config.run_id} is lost: No space left on device"]
     assert said[-1].endswith("is lost: No space left on device")
