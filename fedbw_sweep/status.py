@@ -23,9 +23,11 @@ from fedbw_sweep.console import (
     errors_end_the_command,
     output_console,
     printable,
+    size,
 )
 from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.check import HASHES
+from fedbw_sweep.records.disk import weigh
 from fedbw_sweep.records.find import find_records
 from fedbw_sweep.records.folder import check_run, read_run
 from fedbw_sweep.records.labels import run_labels, varying_settings
@@ -120,10 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="check every file by its hash, and every run's id by its config",
     )
+    parser.add_argument("--disk", action="store_true", help="show what its files weigh")
     given = parser.parse_args(arguments)
     with errors_end_the_command():
         if given.check:
             return _show_check(*check(given.sweep))
+        if given.disk:
+            _show_weights(given.sweep)
+            return 0
         _show(*sweep_status(given.sweep))
     return 0
 
@@ -137,6 +143,19 @@ def _show_check(damaged: list[str], checked: int, unchecked: int) -> int:
         "damaged"
     )
     return int(bool(damaged))
+
+
+def _show_weights(sweep_dir: Path) -> None:
+    find_records([sweep_dir], [])
+    weights = weigh(sweep_dir)
+    table = Table("what")
+    for name in ("files", "size"):
+        table.add_column(name, justify="right")
+    for what, files, weight in weights.itertuples(index=False):
+        table.add_row(escape(printable(what)), f"{files:,}", size(weight))
+    output = output_console()
+    output.print(Fitted(table))
+    output.print(f"{weights['files'].sum():,} files, {size(weights['bytes'].sum())}")
 
 
 def _show(runs: pd.DataFrame, seconds_left: float) -> None:

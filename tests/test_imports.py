@@ -52,6 +52,7 @@ ORDER = [
     "sweeps",
     "api",
     "status",
+    "clean",
     "verify",
     "plan",
     "codecs",
@@ -125,7 +126,7 @@ def test_only_one_file_knows_the_coder_and_one_the_simulator() -> None:
 
 LIGHT = {
     *("compression", "report", "records", "config", "data", "sampling", "cost"),
-    *("status", "verify", "plan", "testing"),
+    *("status", "clean", "verify", "plan", "testing"),
 }
 
 
@@ -176,6 +177,7 @@ TESTED_BY = {
     "federation.shared": "federation/test_frozen.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
     "model.architecture": "model/test_reported.py",
+    "clean": "records/test_disk.py",
     "records.check": "records/test_damage.py",
     "records.collect": "records/test_write.py",
     "records.files": "records/test_strangers.py",

@@ -178,8 +178,8 @@ def run_id_of(science: Science, numerics: int) -> str:
     for key, value in science.items():
         if key in groups():
             own = _own_settings(key, value)
-        elif isinstance(value, Mapping):
-            own = _differing(value, top_level().get(key, {}))
+        elif isinstance(value, Mapping) and isinstance(known := top_level().get(key, {}), Mapping):
+            own = _differing(value, known)
         else:
             own = _differing({key: value}, top_level()).get(key, _NOTHING)
         if own not in ({}, _NOTHING):

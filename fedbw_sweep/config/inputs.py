@@ -18,6 +18,7 @@ from importlib.metadata import (
 from pathlib import Path
 from typing import Any
 
+from fedbw_sweep.config.cache import cache_folder
 from fedbw_sweep.config.groups import DataConfig, ModelConfig
 from fedbw_sweep.config.identity import PLACES
 from fedbw_sweep.config.run import RunConfig
@@ -192,5 +193,4 @@ def _kept() -> dict[str, Any]:
 
 
 def _place() -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fedbw_sweep" / "contents.json"
+    return cache_folder() / "contents.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedbw_sweep.compression.layout import Layout, TensorSpec
+from fedbw_sweep.config.cache import cache_folder
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
 from fedbw_sweep.errors import ConfigError
@@ -118,5 +119,4 @@ def _file_name(config: RunConfig) -> str:
 
 def _cache() -> Path:
     """Where derived layouts are kept: apart for each version of what they are derived with."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "fedbw_sweep" / f"transformers-{version('transformers')}"
+    return cache_folder() / f"transformers-{version('transformers')}"

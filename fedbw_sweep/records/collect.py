@@ -70,7 +70,11 @@ def collect(sweep_dir: Path, notes: list[str] | None = None) -> tuple[pd.DataFra
     whole = [name for name in settings if _is_whole(results[name])]
     dtypes = {name: column.dtype for name, column in RESULTS_COLUMNS.items()}
     results = results.astype({**dtypes, **dict.fromkeys(whole, "Int64")})
-    results = results.sort_values([*AXES, "seed", "run_id"], ignore_index=True)
+    results = results.sort_values(
+        [*AXES, "seed", "run_id"],
+        ignore_index=True,
+        key=_sortable,
+    )
     of_round = {name: column for name, column in ROUNDS_COLUMNS.items() if name != "run_id"}
     damaged: dict[str, str] = {}
     rounds = load_alike(read, ROUNDS, of_round, notes, damaged)
@@ -83,6 +87,13 @@ def collect(sweep_dir: Path, notes: list[str] | None = None) -> tuple[pd.DataFra
         write_file(sweep_dir / name, data)
     write_sums(sweep_dir, tables)
     return results, rounds
+
+
+def _sortable(values: pd.Series) -> pd.Series:
+    """Let lists, which a stranger may put where a number belongs, be sorted too."""
+    if values.dtype != object:
+        return values
+    return values.map(lambda value: str(value) if isinstance(value, list) else value)
 
 
 def _is_whole(values: Iterable[Any]) -> bool:

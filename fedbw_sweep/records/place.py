@@ -136,8 +136,8 @@ def set_aside(folder: Path) -> Path | None:
         return place
 
 
-def remove_leftovers(sweep_dir: Path, now: float) -> list[str]:
-    """Remove what processes that are gone were writing; return the names.
+def leftovers(sweep_dir: Path, now: float) -> list[Path]:
+    """Return what processes that are gone were writing.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def remove_leftovers(sweep_dir: Path, now: float) -> list[str]:
     now : float
         Seconds, by the file system's clock; see `clock`.
     """
-    removed = []
+    found = []
     for path in sweep_dir.glob(".*"):
         ours, before = _HIDDEN.fullmatch(path.name), _HIDDEN_BEFORE.fullmatch(path.name)
         with suppress(OSError):
@@ -154,12 +154,17 @@ def remove_leftovers(sweep_dir: Path, now: float) -> list[str]:
             else:
                 left = bool(ours or before) and now - path.lstat().st_mtime > LEFT_S
             if left:
-                removed.append(path.name)
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-    return removed
+                found.append(path)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, unless another process just has."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def clock(folder: Path) -> float:

@@ -11,7 +11,7 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import message_console
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.extras import require
-from fedbw_sweep.records.place import clock, remove_leftovers
+from fedbw_sweep.records.place import clock, leftovers, remove
 from fedbw_sweep.records.schema import RESULTS_COLUMNS
 from fedbw_sweep.records.write import announce, device_of
 from fedbw_sweep.sweeps.loggers.base import logger_of
@@ -47,7 +47,8 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
             raise ConfigError("objective", config.objective, known)
     with _written(folder, folder_key):
         folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder, clock(folder))
+        for path in leftovers(folder, clock(folder)):
+            remove(path)
     devices = [device_of(config, folder) for config in configs]
     todo = [config for config, device in zip(configs, devices, strict=True) if device is None]
     if len(todo) < len(configs):

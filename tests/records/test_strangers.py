@@ -213,7 +213,7 @@ def test_strange_settings_stop_neither_report_nor_status(
 ) -> None:
     science = yaml.safe_load((run / "config.yaml").read_text())
     science |= {
-        key: science[key] | value if isinstance(value, dict) else value
+        key: own | value if isinstance(own := science[key], dict) else value
         for key, value in STRANGE[kind].items()
     }
     strange = rename(run, science, json.loads((run / "status.json").read_text())["numerics"])

@@ -12,7 +12,7 @@ import pytest
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.records import waiting
 from fedbw_sweep.records.collect import collect
-from fedbw_sweep.records.place import host, remove_leftovers
+from fedbw_sweep.records.place import host, leftovers, remove
 from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.waiting import Writer
 from fedbw_sweep.records.write import announce, is_done
@@ -130,6 +130,9 @@ def test_leftovers_of_processes_that_are_gone_are_removed(tmp_path: Path) -> Non
         os.utime(tmp_path / name, (0, 0))
     (tmp_path / ".results.csv.0badcafe-8-0123abcd").touch()
     os.utime(tmp_path / ".results.csv.0badcafe-8-0123abcd", (now - 60,) * 2)
-    assert set(remove_leftovers(tmp_path, now)) == {name for name, goes in names.items() if goes}
+    found = leftovers(tmp_path, now)
+    assert {path.name for path in found} == {name for name, goes in names.items() if goes}
+    for path in found:
+        remove(path)
     left = {name for name, goes in names.items() if not goes}
     assert {path.name for path in tmp_path.iterdir()} == left | {".results.csv.0badcafe-8-0123abcd"}

@@ -271,7 +271,7 @@ def test_the_killed_and_the_diverged_are_named(sweep: Path, report: Path) -> Non
     text = (report / "tables" / "compression.md").read_text()
     assert "2 of 3: 1 failed" in text
     assert "2 of 3: 1 missing" in text
-    assert "failed: topk, num_clients=2, seed=2: round 0: held-out loss is nan; lower lr" in text
+    assert "failed: topk, num_clients=2, seed=2: round 0: held-out loss is nan" in text
 
 
 def test_what_is_written(report: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbw_sweep.config.run import _say_switched_off
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
@@ -236,6 +237,7 @@ def test_lines_say_which_is_which(tmp_path: Path, key: str) -> None:
 def test_error_feedback_is_off_for_weights_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    _say_switched_off.cache_clear()  # it is said once
     runs = [
         config_of(f"compression={method}", f"upload={upload}", "lr=0.0123")
         for method in ("topk", "sign")
