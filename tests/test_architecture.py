@@ -82,7 +82,8 @@ def test_the_contributing_guides_recipe_is_all_there_is_to_do(copy: Path) -> Non
     *_, [pytest_, *contract] = commands(copy)
     assert pytest_ == ".venv/bin/pytest"
     assert passes(copy, *contract) >= len(CHECKS)
-    passes(copy, *(f"tests/compression/test_{name}.py" for name in ("portable", "sizes")))
+    threads = "test_portable.py::test_a_payload_does_not_depend_on_the_number_of_threads"
+    passes(copy, *(f"tests/compression/{name}" for name in (threads, "test_sizes.py")))
 
 
 @pytest.mark.ray
@@ -91,23 +92,23 @@ def test_all_of_them_work_in_a_sweep(copy: Path) -> None:
     small = "rounds=1", "local_steps=2", "batch_size=2", "sequence_length=16", "fraction_fit=0.5"
     chosen = (
         *("data=letters", "sampling=last_first", "model=little_gpt2", "network=satellite"),
-        *("logger=lines", "compression=none,toy", "num_clients=4,8"),
+        *("logger=lines", "compression=none,toy", "num_clients=4"),
     )
     planned = run(copy, "-m", "fedbw_sweep.plan", *small, *chosen)
     assert "Network satellite: 3 Mbit/s up, 25 down" in planned
     run(copy, "-m", "fedbw_sweep", "-m", *small, *chosen)
     sweep = copy / "outputs" / "main"
     results = pd.read_csv(sweep / "results.csv")
-    assert results["status"].tolist() == ["done"] * 4
+    assert results["status"].tolist() == ["done"] * 2
     assert (results["loss_drop"] == results["initial_loss"] - results["loss"]).all()
-    assert len((sweep / "losses.txt").read_text().splitlines()) == 4 * 2
+    assert len((sweep / "losses.txt").read_text().splitlines()) == 2 * 2
     messages = pd.read_parquet(next(sweep.glob("*/messages.parquet")))
-    assert set(messages["client"]) in ({2, 3}, {4, 5, 6, 7})
+    assert set(messages["client"]) == {2, 3}
 
     run(copy, "-m", "fedbw_sweep.report", "outputs/main")
     tables = copy / "report" / "tables"
     assert "drop (nats/token)" in (tables / "compression.md").read_text(encoding="utf-8")
-    assert sorted(pd.read_csv(tables / "clients.csv")["num_clients"]) == [4, 4, 8, 8]
+    assert sorted(pd.read_csv(tables / "clients.csv")["num_clients"]) == [4, 4]
     page = (copy / "report" / "report.html").read_text(encoding="utf-8")
     [packed] = re.findall(r'<script[^>]* id="data"[^>]*>\s*([^<]+?)\s*</script>', page)
     shown = json.loads(gzip.decompress(base64.b64decode(packed)))

@@ -176,6 +176,7 @@ def product(left: NDArray[np.floating], right: NDArray[np.floating]) -> FloatVec
     return whole
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what a decoder makes of it, it checks
 def orthonormal(columns: FloatVector) -> FloatVector:
     """Return an orthonormal basis of columns, no fewer where they depend on each other.
 
