@@ -140,7 +140,19 @@ def in_all_units(count: int) -> str:
 def size(count: float) -> str:
     """Write a number of bytes in the unit that suits it: 576 B, 1.24 kB, 56.27 MB or 4.10 GB."""
     unit = byte_unit([count], "GB")
-    return f"{count / BYTE_UNITS[unit]:,.{0 if unit == 'B' else 2}f} {unit}"
+    return f"{in_unit(count, unit)} {unit}"
+
+
+def in_unit(count: float, unit: str) -> str:
+    """Write a number of bytes in a unit of `BYTE_UNITS`, with two decimals unless that is bytes."""
+    return f"{count / BYTE_UNITS[unit]:,.{0 if unit == 'B' else 2}f}"
+
+
+def units_in_words(units: Iterable[str]) -> str:
+    """Say what decimal units are: ``kB = 10^3 bytes, MB = 10^6 bytes``."""
+    powers = {unit: len(f"{BYTE_UNITS[unit]:.0f}") - 1 for unit in units if unit != "B"}
+    said = ", ".join(f"{unit} = 10^{power} bytes" for unit, power in powers.items())
+    return said or "B = bytes"
 
 
 def byte_unit(sizes: Iterable[float], largest: str, least: float = 1.0) -> str:

@@ -19,20 +19,23 @@ from rich.table import Table
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.console import (
-    MB,
     Fitted,
+    byte_unit,
     duration,
     errors_end_the_command,
     in_all_units,
+    in_unit,
     output_console,
     today,
+    units_in_words,
 )
 from fedbw_sweep.cost.network import describe, expected_round_seconds
-from fedbw_sweep.cost.prediction import EXACT, Prediction, oversized, predict
+from fedbw_sweep.cost.prediction import EXACT, MEASURED_OF, Prediction, oversized, predict
 from fedbw_sweep.model.layout_cache import find_layout
 from fedbw_sweep.sweeps.grid import runs_of
 
 FORMULAS_SHOWN = 12
+WAYS = "uplink", "downlink", "total"
 OUTPUTS = Path("outputs")
 UPDATE_DEPENDS_ON = ("compression", "model", "trainable", "optimizer", "upload")
 """Keys of the runs whose recorded updates say how large an update will be."""
@@ -171,7 +174,13 @@ def _results(path: Path) -> list[dict[str, str]]:
 
 def _show(runs: list[PlannedRun]) -> None:
     output = output_console()
-    table = Table(title="Predicted payload (MB = 10^6 bytes)", title_justify="left")
+    predicted = [run.prediction for run in runs if run.prediction is not None]
+    units = {
+        way: byte_unit([getattr(each, f"{way}_bytes") for each in predicted], "MB") for way in WAYS
+    }
+    table = Table(
+        title=f"Predicted payload ({units_in_words(units.values())})", title_justify="left"
+    )
     swept = [
         key
         for key in dict.fromkeys(key for run in runs for key in run.overrides)
@@ -179,10 +188,13 @@ def _show(runs: list[PlannedRun]) -> None:
     ]
     for name in swept:
         table.add_column(name)
-    for name in ("uplink MB", "downlink MB", "total MB", "s/round", "in all", "basis"):
+    sizes = [f"{way} {unit}" for way, unit in units.items()]
+    for name in (*sizes, "s/round", "in all", "basis"):
         table.add_column(name, justify="left" if name == "basis" else "right")
     for run in runs:
-        table.add_row(*(escape(run.overrides.get(name, "")) for name in swept), *_numbers(run))
+        table.add_row(
+            *(escape(run.overrides.get(name, "")) for name in swept), *_numbers(run, units)
+        )
     output.print(Fitted(table))
     output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
     for run in runs[:FORMULAS_SHOWN]:
@@ -205,18 +217,17 @@ def _why_unknown(config: RunConfig) -> str:
         return (
             f"unknown: sampling={config.sampling.name} goes by the clients' text, not loaded here"
         )
-    if config.trainable.name == "lora":
-        return "unknown: no figure for adapters with this method; run it once"
+    if config.trainable.name not in MEASURED_OF:
+        return f"unknown: none measured of trainable={config.trainable.name}; run it once"
     return "unknown: run it once, or give the method expected_bytes"
 
 
-def _numbers(run: PlannedRun) -> tuple[str, ...]:
+def _numbers(run: PlannedRun, units: Mapping[str, str]) -> tuple[str, ...]:
     predicted, seconds = run.prediction, run.round_seconds
     if predicted is None or seconds is None:
         return *["-"] * 5, _why_unknown(run.config)
-    sizes = predicted.uplink_bytes, predicted.downlink_bytes, predicted.total_bytes
     return (
-        *(f"{size / MB:,.2f}" for size in sizes),
+        *(in_unit(getattr(predicted, f"{way}_bytes"), unit) for way, unit in units.items()),
         f"{seconds:,.2f}",
         duration(seconds * run.config.rounds),
         escape(predicted.basis),

@@ -20,6 +20,10 @@ MEASURED_BITS = PACKAGE / "assets" / "bits.csv"
 ``python -m tests.cost.test_prediction`` measures them."""
 
 
+MEASURED_OF = "all", "body", "last_n"
+"""Choices of ``trainable`` whose updates are of the kind that was measured: whole blocks."""
+
+
 OTHER_MODEL = "tiny"
 """The model whose measured bits stand for those of models that were not measured."""
 
@@ -117,11 +121,11 @@ def predict(
         None where nothing is known of a method's size, or of which clients a rule samples.
     """
     name = config.model.name
-    lora = config.trainable.name == "lora"
+    is_measured = config.trainable.name in MEASURED_OF
     is_update = config.upload == "update"
-    up = _payload(config.compression, is_update, lora, name, layout, recorded)
+    up = _payload(config.compression, is_update, is_measured, name, layout, recorded)
     is_update = not config.downlink.codes_weights
-    down = _payload(config.downlink, is_update, lora, name, layout, None)
+    down = _payload(config.downlink, is_update, is_measured, name, layout, None)
     sampler = config.sampler(sizes)
     if up is None or down is None or not sampler.known:
         return None
@@ -183,7 +187,7 @@ def oversized(config: RunConfig, layout: Layout, frozen_bytes: int) -> list[str]
 def _payload(
     compression: CompressionConfig,
     is_update: bool,
-    is_adapter: bool,
+    is_measured: bool,
     model: str,
     layout: Layout,
     recorded: tuple[int, str] | None,
@@ -197,8 +201,8 @@ def _payload(
     if recorded is not None:
         size, basis = recorded
         return size, f"estimate: {basis}"
-    if is_adapter:
-        return None  # an adapter's update is of another kind than those that were measured
+    if not is_measured:
+        return None
     if is_update and (measured := bits_per_coordinate(compression, model)) is not None:
         bits, basis = measured
         return round(bits * layout.size / 8) + layout.exact_bytes, f"estimate: {basis}"

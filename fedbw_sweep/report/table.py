@@ -6,7 +6,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import BYTE_UNITS, Fitted, byte_unit, in_all_units
+from fedbw_sweep.console import Fitted, byte_unit, in_all_units, in_unit, units_in_words
 from fedbw_sweep.records.labels import run_labels, setting_texts, varying_settings
 
 TASKS = 6
@@ -24,22 +24,17 @@ def summary_table(results: pd.DataFrame) -> Fitted:
     units = {
         way: byte_unit(results[f"{way}_bytes"].dropna(), "MB") for way in ("uplink", "downlink")
     }
-    said = ", ".join(
-        f"{unit} = 10^{len(f'{BYTE_UNITS[unit]:.0f}') - 1} bytes"
-        for unit in dict.fromkeys(units.values())
-        if unit != "B"
-    )
     table = Table(
-        title=f"Payload ({said or 'B = bytes'}) and held-out loss (nats per token)",
+        title=f"Payload ({units_in_words(units.values())}) and held-out loss (nats per token)",
         title_justify="left",
     )
     texts = setting_texts(results, varying_settings(results))
     for name in texts:
         table.add_column(str(name))
     columns = {
-        f"{way} {unit}": _numbers(
-            results[f"{way}_bytes"], 0 if unit == "B" else 2, BYTE_UNITS[unit]
-        )
+        f"{way} {unit}": [
+            "-" if pd.isna(count) else in_unit(count, unit) for count in results[f"{way}_bytes"]
+        ]
         for way, unit in units.items()
     }
     columns["uplink ratio"] = _numbers(results["uplink_ratio"], 1)
@@ -96,5 +91,5 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _numbers(values: pd.Series, digits: int, unit: float = 1) -> list[str]:
-    return ["-" if pd.isna(value) else f"{value / unit:,.{digits}f}" for value in values]
+def _numbers(values: pd.Series, digits: int) -> list[str]:
+    return ["-" if pd.isna(value) else f"{value:,.{digits}f}" for value in values]

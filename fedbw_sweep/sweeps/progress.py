@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedbw_sweep.console import MB
+from fedbw_sweep.console import size
 
 
 class Bars:
@@ -64,7 +64,7 @@ class Bars:
 
         def observe(row: dict[str, Any]) -> None:
             loss = "" if row["loss"] is None else f"loss {row['loss']:.3f}, "
-            status = f"{loss}{row['cumulative_bytes'] / MB:.2f} MB"
+            status = f"{loss}{size(row['cumulative_bytes'])}"
             self._bars.update(task, completed=row["round"], status=status)
 
         try:

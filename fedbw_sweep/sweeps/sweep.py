@@ -18,7 +18,7 @@ from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
-from fedbw_sweep.console import MB, duration, message_console, output_console, printable
+from fedbw_sweep.console import duration, message_console, output_console, printable, size
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.claims import claimed, claimed_by
 from fedbw_sweep.records.collect import collect
@@ -107,7 +107,8 @@ class Sweep:
         """
         if not todo:
             return []
-        at_a_time = backend_of(todo[0].backend).runs_at_a_time(todo)
+        alone = len(todo) == 1  # then the run itself starts the backend, if nothing has yet
+        at_a_time = 1 if alone else backend_of(todo[0].backend).runs_at_a_time(todo)
         if at_a_time == 1:  # in this thread: some backends insist on the main one
             ended = [self._run_one(config) for config in todo]
         else:
@@ -153,7 +154,7 @@ class Sweep:
             first, last = record.rounds[0], record.summary
             outcome = (
                 f"loss {first['loss']:.3f} -> {last['loss']:.3f}, "
-                f"uplink {last['uplink_bytes'] / MB:.2f} MB"
+                f"uplink {size(last['uplink_bytes'])}"
             )
         else:
             outcome = f"[red]failed[/red]: {escape(str(record.error).strip().splitlines()[-1])}"

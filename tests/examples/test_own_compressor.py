@@ -55,7 +55,7 @@ def run(command: str, *arguments: str, site: Path, cwd: Path) -> str:
 @pytest.mark.slow
 def test_it_is_planned_and_measured(site: Path, tmp_path: Path) -> None:
     own = f"--config-dir={EXAMPLE / 'conf'}"
-    arguments = "-m", *SMALL, "compression=none,every_nth", own
+    arguments = "-m", *SMALL, "compression=none,every_nth", "-cd", str(EXAMPLE / "conf")
     planned = run("fedbw_sweep.plan", *arguments, site=site, cwd=tmp_path)
     assert f"compression=every_nth: (5,283,840 B + {UPDATE:,} B)" in planned
     [row] = [line for line in planned.splitlines() if line.startswith("│ every_nth")]

@@ -169,7 +169,7 @@ def in_its_unit(title: str, sizes: list[float | None]) -> tuple[str, float, str]
 
 def text_of(number: float, unit: float, form: str) -> str:
     """What is printed; a whole number of bytes has no decimals."""
-    form = {"B": ",.0f" if number == int(number) else ",.2f"}.get(form, form)
+    form = {"B": ",.0f" if float(number).is_integer() else ",.2f"}.get(form, form)
     return format(number / unit, form)
 
 
