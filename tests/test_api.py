@@ -55,6 +55,7 @@ def test_a_compressor_by_its_name() -> None:
         fedbw_sweep.compressor("topk density=0.5,0.1")
 
 
+@pytest.mark.slow
 def test_overrides_are_checked_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lr=-1"):
         fedbw_sweep.run(["lr=-1"], folder=tmp_path)

@@ -83,7 +83,7 @@ def test_the_contributing_guides_recipe_is_all_there_is_to_do(copy: Path) -> Non
     assert pytest_ == ".venv/bin/pytest"
     assert passes(copy, *contract) >= len(CHECKS)
     threads = "test_portable.py::test_a_payload_does_not_depend_on_the_number_of_threads"
-    passes(copy, *(f"tests/compression/{name}" for name in (threads, "test_sizes.py")))
+    passes(copy, *(f"tests/compression/{name}" for name in (threads, "test_sizes.py")), which="")
 
 
 @pytest.mark.ray

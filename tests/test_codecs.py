@@ -38,6 +38,7 @@ def update(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_column_against_its_definition(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, update: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_every_column_against_its_definition(
         assert (tmp_path / picture).stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_real_updates_of_several_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table = bench(
         monkeypatch,

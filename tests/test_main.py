@@ -61,6 +61,7 @@ def command(
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -197,6 +198,7 @@ def test_another_sweeper_is_told_the_objective(
     assert told[0] == math.inf > told[1]
 
 
+@pytest.mark.slow
 def test_completion_names_the_choices() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fedbw_sweep", "-sc", "query=bash"],
@@ -220,6 +222,7 @@ def test_flags_may_stand_anywhere(given: list[str], arranged: list[str]) -> None
     assert cli.arrange(given) == arranged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
 def test_looking_runs_nothing(command: object, tmp_path: Path, flag: str) -> None:
     code, printed, trained = command(flag)  # type: ignore[operator]

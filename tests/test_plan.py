@@ -32,6 +32,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -58,6 +59,7 @@ def test_runs_are_composed_as_hydra_does(overrides: list[str]) -> None:
             assert OmegaConf.is_struct(config)
 
 
+@pytest.mark.slow
 def test_runs_of_equal_choices_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compose, composed = hydra.compose, []
     monkeypatch.setattr(hydra, "compose", lambda *a, **b: composed.append(a) or compose(*a, **b))
@@ -107,6 +109,7 @@ def test_a_grid_without_points_is_refused(override: str, words: str) -> None:
         expand([override])
 
 
+@pytest.mark.slow
 def test_the_formula_is_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "compression=none,int8"]) == 0
     text = capsys.readouterr().out
@@ -121,6 +124,7 @@ def test_the_formula_is_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Network home: 20 Mbit/s up" in text
 
 
+@pytest.mark.slow
 def test_clients_that_are_no_product_and_those_that_drop_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -136,6 +140,7 @@ def test_clients_that_are_no_product_and_those_that_drop_out(
     assert f"- {lost} x 5,283,840 B that drop out = {(16 - lost) * 5_283_840:,} B" in text
 
 
+@pytest.mark.slow
 def test_an_estimate_comes_from_recorded_runs_where_there_are(
     run_config: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +205,7 @@ def test_a_wrong_override_is_named(
         assert word in text
 
 
+@pytest.mark.slow
 def test_many_runs_show_the_first_formulas(capsys: pytest.CaptureFixture[str]) -> None:
     main(["seed=range(1,15)"])
     text = capsys.readouterr().out
@@ -215,6 +221,7 @@ def test_a_duration_in_the_unit_that_suits(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_it_needs_neither_torch_nor_pandas() -> None:
     """Which take seconds to import; the command itself is to answer within one."""
     code = (

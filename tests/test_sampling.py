@@ -54,6 +54,7 @@ def test_uniform_weights_are_training_sequences() -> None:
         assert cohort.weight(client, 7) == 7
 
 
+@pytest.mark.slow
 def test_every_client_is_as_likely_as_any_other() -> None:
     sampler = Sampler(Uniform(), 3, 5, 2, 0.0)
     seen = Counter(c for cohort in sampler.cohorts(5000) for c in cohort.clients.tolist())
@@ -61,6 +62,7 @@ def test_every_client_is_as_likely_as_any_other() -> None:
     assert all(abs(n - 2000) < 173 for n in seen.values())
 
 
+@pytest.mark.slow
 def test_the_mean_over_draws_by_size_is_unbiased() -> None:
     """The estimate's mean over many rounds is the mean over all clients, weighted by sequences."""
     updates = np.array([1.0, -2.0, 4.0, 8.0, 0.5])

@@ -42,6 +42,7 @@ def sweep(run_config: Build, tmp_path: Path) -> Iterator[tuple[Path, list[RunCon
         yield tmp_path, configs
 
 
+@pytest.mark.slow
 def test_every_state_is_told_with_its_reason(sweep: tuple[Path, list[RunConfig]]) -> None:
     folder, configs = sweep
     runs, left = sweep_status(folder)

@@ -72,6 +72,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FOREIGN)
 @pytest.mark.parametrize("named", ["as ours", "as theirs"])
 def test_a_foreign_class_is_refused_before_it_is_imported(
@@ -116,6 +117,7 @@ def test_the_report_runs_nothing(run_config: Build, tmp_path: Path, trap: Path) 
     assert sprung(trap) == []
 
 
+@pytest.mark.slow
 def test_a_users_own_choice_may_be_run(run_config: Build, tmp_path: Path, trap: Path) -> None:
     def change(science: dict[str, Any]) -> None:
         science["compression"] = {"name": "mine", "error_feedback": False} | {

@@ -61,6 +61,7 @@ def test_float16_codes(value: float, code: int) -> None:
     assert body(Float16(), [value]) == code.to_bytes(2, "little")
 
 
+@pytest.mark.slow
 @given(vectors)
 def test_float16_rounds_as_numpy_does(values: FloatVector) -> None:
     expected = np.clip(values, -65504, 65504).astype(np.float16)

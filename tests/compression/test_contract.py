@@ -56,7 +56,9 @@ VARIANTS = [
 ]
 """Parameters that take another way through a method than its defaults do."""
 every_choice = pytest.mark.parametrize("name", NAMES)
-every_method = pytest.mark.parametrize("name", [*NAMES, *VARIANTS])
+every_method = pytest.mark.parametrize(
+    "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)]
+)
 examples = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -70,6 +70,7 @@ def test_rows_of_different_scale_are_coded_apart() -> None:
     assert sizes[0] < sizes[1] - 0.4 * 256 * 256 / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("target", [0.5, 0.1, 3e-3, 1e-5])
 def test_a_target_error_is_met_closely(method: type[ECSQ], target: float) -> None:
@@ -78,6 +79,7 @@ def test_a_target_error_is_met_closely(method: type[ECSQ], target: float) -> Non
     assert 0.98 * target < nmse <= target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("target", [0.0095, 0.00015, 0.3])
 def test_nothing_is_tried_twice(
@@ -98,6 +100,7 @@ def test_nothing_is_tried_twice(
         assert len(tried) == len(set(tried)) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("target", [0.2, 1.5, 6.0])
 def test_a_target_size_is_met_closely(method: type[ECSQ], target: float) -> None:
@@ -146,6 +149,7 @@ def test_small_and_empty_shapes(method: type[ECSQ], shapes: tuple[tuple[int, ...
     assert measure(method(0.01), update, layout)[1] < 1e-4
 
 
+@pytest.mark.slow
 @given(st.sampled_from(BOTH), st.binary(max_size=60), st.lists(st.integers(0, 2**16), max_size=4))
 def test_hostile_payloads_are_refused_or_decode(
     method: type[ECSQ], noise: bytes, flips: list[int]

@@ -85,6 +85,7 @@ def few_coordinates(size: int) -> FloatVector:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [heavy_tailed(300), few_coordinates(256)])
 @pytest.mark.parametrize(("bits", "draws"), [(0.25, 300), (1, 300), (2, 200), (4, 100)])
 def test_unbiased(bits: float, draws: int, values: FloatVector) -> None:

@@ -20,6 +20,7 @@ from fedbw_sweep.compression.quantiser import (
 from .test_ecsq import layout_of, low_rank, measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(256, 192), (192, 256), (4, 64, 192)])
 def test_low_rank_matrices_cost_their_factors(shape: tuple[int, ...]) -> None:
     update = low_rank(256 * 192 // shape[-1], shape[-1], rank=3, noise=0)
@@ -31,6 +32,7 @@ def test_low_rank_matrices_cost_their_factors(shape: tuple[int, ...]) -> None:
     assert measure(ECSQ(target_nmse=1e-3), update, layout)[0] > 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nmse", [0.3, 0.03, 3e-4])
 def test_the_low_rank_part_never_costs_more_than_it_saves(nmse: float) -> None:
     layout = layout_of((256, 192), (192,))

@@ -84,6 +84,7 @@ def test_a_payload_longer_than_any_is_refused() -> None:
         method.decode(payload, layout)
 
 
+@pytest.mark.slow
 def test_a_storm_goes_on_where_it_stopped(tmp_path: Path, traced: None) -> None:
     codecs = {"int8": load_compressor("int8"), "topk": load_compressor("topk")}
     whole = Tally()

@@ -25,6 +25,7 @@ def payload_of(update: FloatVector, *sizes: int) -> bytes:
     return payload
 
 
+@pytest.mark.slow
 @given(arrays(np.float32, st.integers(0, 50), elements=finite))
 def test_same_bits(update: FloatVector) -> None:
     payload_of(update, 0, update.size // 2, 0, update.size - update.size // 2)
@@ -37,6 +38,7 @@ def test_same_bits_where_exponents_are_common_and_rare() -> None:
     payload_of(update, 10_000, 20_000)
 
 
+@pytest.mark.slow
 def test_nearly_nothing_for_constants() -> None:
     assert len(payload_of(np.zeros(1_000_000, np.float32), 1_000_000)) < 40
     assert len(payload_of(np.full(1_000_000, -0.1, np.float32), 1_000_000)) < 320

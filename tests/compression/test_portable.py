@@ -101,6 +101,7 @@ CORES = {"Sandybridge": "AVX", "Haswell": "AVX2", "SkylakeX": "AVX512F"}
 SIMD = [feature for feature in __cpu_dispatch__ if __cpu_features__[feature]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -120,6 +121,7 @@ def test_a_payload_decodes_to_the_same_bytes_everywhere(
     assert [name for name in METHODS if found[name] != expected[name]] == []
 
 
+@pytest.mark.slow
 def test_a_payload_does_not_depend_on_the_number_of_threads() -> None:
     one, four = (elsewhere("encode", OPENBLAS_NUM_THREADS=n)[0] for n in ("1", "4"))
     assert [name for name in METHODS if one[name] != four[name]] == []

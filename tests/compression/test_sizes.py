@@ -167,6 +167,7 @@ def test_symbols(counts: list[int], bits: float) -> None:
     check(lambda encoder: encoder.symbols(values), bits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "contexts", "bits"),
     [
@@ -211,6 +212,7 @@ ROW = (
 )
 
 
+@pytest.mark.slow
 def test_indices() -> None:
     layout = layout_of((4, 8))
     check(lambda encoder: encode_indices(encoder, np.arange(16, 24), layout), ROW)

@@ -123,6 +123,7 @@ def test_randk_costs_four_bytes_besides_frame_and_values() -> None:
     assert len(payload) == pytest.approx(4 + 4 + 4000, abs=4)
 
 
+@pytest.mark.slow
 def test_randk_is_unbiased_and_plain_without_the_gain() -> None:
     draws = np.array(
         [RandK(0.3).decode(RandK(0.3).encode(UPDATE, LAYOUT, rng), LAYOUT)
@@ -135,6 +136,7 @@ def test_randk_is_unbiased_and_plain_without_the_gain() -> None:
     assert all(abs(a - b) < 1e-6 for a, b in zip(plain, UPDATE, strict=True) if a)
 
 
+@pytest.mark.slow
 def test_random_subsets_are_uniform_and_the_same_everywhere() -> None:
     # Golden: computed from the published PCG-64 stream; any change breaks payloads in flight.
     counts = np.zeros(10)

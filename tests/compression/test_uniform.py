@@ -67,6 +67,7 @@ def test_payload(bits: int, values: list[float], body: str) -> None:
     np.testing.assert_array_equal(method.decode(payload, layout_of(update.size)), update)
 
 
+@pytest.mark.slow
 @given(
     arrays(np.float32, st.integers(1, 60), elements=st.floats(-(2**60), 2**60, width=32)),
     st.sampled_from([8, 4, 2]),
@@ -128,6 +129,7 @@ def check_unbiased(method: Compressor, values: FloatVector, draws: int) -> None:
     assert np.square(decoded.mean(axis=0) - values).sum() < 1.5 * expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [Uniform(b, rounding="stochastic") for b in (8, 4, 2)] + [QSGD(), QSGD(1), QSGD(3, 7)]
 )

@@ -197,6 +197,7 @@ def test_old_columns_become_one_with_the_value_of_each_rows_choice() -> None:
     assert renamed["server.eta"].fillna(-1).tolist() == [-1, -1, -1, 3.0, -1]
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_taken_away_is_at_its_choices_default(run_config: Build) -> None:
     """Its class has another default, which would be another run of the same name."""
     for whole, removed in (

@@ -44,6 +44,7 @@ def test_reverse_water_filling_by_hand() -> None:
     assert reverse_water_filling([0, 0], [1, 3], 0.5) == 0
 
 
+@pytest.mark.slow
 def test_lloyd_max_agrees_with_its_own_iteration() -> None:
     normal = NormalDist()
     cdf, pdf = np.vectorize(normal.cdf), np.vectorize(normal.pdf)

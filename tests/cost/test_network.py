@@ -67,6 +67,7 @@ def test_the_spread_is_log_normal_with_median_one() -> None:
     assert logarithms.std() == pytest.approx(0.5, rel=0.02)
 
 
+@pytest.mark.slow
 @given(
     down=st.integers(0, 10**9),
     up=st.integers(0, 10**9),

@@ -243,6 +243,7 @@ def test_bits_among_the_assets_are_those_measured() -> None:
         assert float(bits) == pytest.approx(measured_bits(model, label), rel=0.03)
 
 
+@pytest.mark.slow
 def test_every_method_has_a_prediction(defaults: dict[str, Any]) -> None:
     for name, choice in CHOICES.items():
         config = RunConfig.from_dict({**defaults, "compression": choice})

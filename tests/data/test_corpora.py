@@ -15,6 +15,7 @@ from fedbw_sweep.errors import ConfigError
 from tests.data.texts import config
 
 
+@pytest.mark.slow
 def test_shakespeare_is_all_there() -> None:
     corpus = load_corpus(config())
     # Speeches: `cat plays/*/*.md | grep -c '^\*\*'`. Characters: a line-by-line awk count.

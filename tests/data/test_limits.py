@@ -36,6 +36,7 @@ def told(cfg: DataConfig, count: int, length: int, tokenize: Tokenize) -> int:
     return int(str(caught.value).split("at most ")[1].partition(":")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [15_000, 14_999, 10_000, 5_829])
 def test_point_11_shakespeare_has_5828_iid_clients(asked: int) -> None:
     cfg = config(partition="iid")
@@ -55,6 +56,7 @@ def lines(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenize", [to_bytes, words])
 @pytest.mark.parametrize("length", [16, 60, 200, 300])
 @pytest.mark.parametrize("partition", ["iid", "natural"])
@@ -69,6 +71,7 @@ def test_point_11_no_larger_number_works(
     assert told(cfg, 121, length, tokenize) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [60, 120])
 def test_point_11_one_dirichlet_client_more_does_not_work(lines: Path, length: int) -> None:
     cfg = text_config(lines, partition="dirichlet", label_column="topic", alpha=5.0)

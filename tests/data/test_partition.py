@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 from tests.data.texts import LENGTH, config, decoded, lines_of, text_config, to_bytes
 
 
+@pytest.mark.slow
 def test_more_clients_than_speakers_names_the_largest_number() -> None:
     with pytest.raises(ConfigError, match=r"^num_clients=456: at most 455: .*=2000 char.*1426"):
         federate(config(), 456, LENGTH, 1, to_bytes)

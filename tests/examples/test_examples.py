@@ -42,6 +42,7 @@ def test_averaging_by_hand_is_what_the_product_does(
     assert len(body.splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_the_notebooks_cells_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(EXAMPLES)

@@ -73,6 +73,7 @@ def matrix_layout() -> Layout:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "error_feedback"), METHODS)
 @pytest.mark.parametrize("initial_model", ["known", "sent"])
 @settings(max_examples=5)
@@ -207,6 +208,7 @@ def test_only_updates_that_may_be_sent_are_kept() -> None:
     assert 2 < len(end.updates) < 10
 
 
+@pytest.mark.slow
 def test_error_feedback_brings_clients_to_the_model() -> None:
     """Once the global model stands still, what was left unsent follows; without, it is lost."""
     layout, rng = matrix_layout(), np.random.default_rng(0)

@@ -24,6 +24,7 @@ from tests.model.architectures import (
 )
 
 
+@pytest.mark.slow
 def test_every_choice_is_checked_before_any_run_trains(
     run_config: Callable[..., RunConfig],
 ) -> None:
@@ -88,6 +89,7 @@ def test_workers_train_with_the_runs_own_frozen_arrays(execute: Execute, seed: i
     assert execute(*one, "initial_model=sent").summary["loss"] == record.summary["loss"]
 
 
+@pytest.mark.slow
 def test_runs_that_freeze_nothing_share_a_worker_model(
     run_config: Callable[..., RunConfig],
 ) -> None:

@@ -59,6 +59,7 @@ def lora(targets: list[str] | None, **changes: object) -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "targets", "size"),
     [
@@ -111,6 +112,7 @@ def test_point_26_a_refusal_says_which_names_the_model_has(
         model_of(architecture, lora(targets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [OSS, MIXTRAL], ids=lambda a: a["model_type"])
 def test_point_27_experts_adapters_merge_into_their_matrices(architecture: dict[str, Any]) -> None:
     """By hand: W of each expert plus alpha / rank times its own B A."""
@@ -152,6 +154,7 @@ def test_point_23_nor_for_parts_of_another_kind(part: str) -> None:
     assert predict(config, *find_layout(config)) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["int8", "lowrank", "eden"])
 def test_point_23_missed_rounds_are_those_of_the_clients(execute: Execute, method: str) -> None:
     overrides = (
@@ -202,6 +205,7 @@ def test_point_28_what_is_larger_than_need_be_is_said(
         assert f"{layout.dense_bytes:,} B" in sentence
 
 
+@pytest.mark.slow
 def test_point_28_the_plan_says_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ OWN = (
 )
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_own_is_built_by_its_function(
     run_config: Callable[..., RunConfig], execute: Execute, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -24,6 +24,7 @@ def built_in_choices() -> list[str]:
     return [choice for choice, text in texts.items() if "architecture: null" not in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", built_in_choices())
 def test_layouts_among_the_assets_are_the_models(choice: str) -> None:
     config = config_of(f"model={choice}")

@@ -75,6 +75,7 @@ BY_HAND = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "name", "parameters", "size"),
     BY_HAND,
@@ -107,6 +108,7 @@ def test_the_body_of_pythia_is_11_8_times_smaller(run_config: Callable[..., RunC
     assert round(whole / layout_of(model).dense_bytes, 1) == 11.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [NEOX, GPT2, LLAMA], ids=lambda a: a["model_type"])
 @pytest.mark.parametrize("freeze_a", [False, True])
 def test_merged_adapters_give_the_trained_models_loss(

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from fedbw_sweep.records.read import load, load_records
 from tests.records.conftest import Build, other_machine
 from tests.records.seals import seal
 
 
+@pytest.mark.slow
 def test_a_setting_that_a_table_lacks_is_at_its_default(sweep: Path) -> None:
     table = other_machine(sweep)
     whole = load(table)
@@ -26,6 +28,7 @@ def test_a_setting_that_a_table_lacks_is_at_its_default(sweep: Path) -> None:
     pd.testing.assert_frame_equal(lacking[list(whole)], whole)
 
 
+@pytest.mark.slow
 def test_what_a_later_version_added_is_ignored(sweep: Path, run_config: Build) -> None:
     before = load_records(sweep)
     run = sweep / run_config("compression=topk").run_id

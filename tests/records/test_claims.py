@@ -30,6 +30,7 @@ def elsewhere(path: Path) -> None:
     path.write_text(json.dumps({**said, "host": "00000000", "name": "another"}))
 
 
+@pytest.mark.slow
 def test_only_one_has_it_until_it_is_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def test_only_one_has_it_until_it_is_released(
     assert claim(folder, STALE_S) is not None
 
 
+@pytest.mark.slow
 def test_it_ends_with_its_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     holder = subprocess.Popen(
@@ -91,6 +93,7 @@ def test_half_a_claim_counts_as_another_hosts(tmp_path: Path) -> None:
     assert claim(tmp_path, STALE_S) is not None
 
 
+@pytest.mark.slow
 def test_it_is_renewed_in_its_block(tmp_path: Path) -> None:
     with claimed(tmp_path, 0.4) as own:
         assert own is not None
@@ -102,6 +105,7 @@ def test_it_is_renewed_in_its_block(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     """The claim before is dead, so that all take over at the same time."""
     dead = claim(tmp_path, STALE_S)

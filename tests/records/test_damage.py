@@ -119,6 +119,7 @@ ALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ALL)
 def test_each_damage_is_named_and_done_again(
     two: tuple[Path, RunConfig, RunConfig], how: str, capsys: pytest.CaptureFixture[str]
@@ -202,6 +203,7 @@ def test_settings_come_from_a_table_only_if_it_is_whole(
     assert (row["lr"], row["loss"], row["status"]) == (0.001, 2.5, "done")
 
 
+@pytest.mark.slow
 def test_records_without_hashes_read_as_before(two: tuple[Path, RunConfig, RunConfig]) -> None:
     sweep, one, _ = two
     before = load_records(sweep)
@@ -214,6 +216,7 @@ def test_records_without_hashes_read_as_before(two: tuple[Path, RunConfig, RunCo
     assert is_done(one, sweep)
 
 
+@pytest.mark.slow
 def test_copies_and_foreign_folders_are_left_alone(
     two: tuple[Path, RunConfig, RunConfig], run_config: Build
 ) -> None:

@@ -41,6 +41,7 @@ def scaled(sweep: Path, run: str, loss: float) -> None:
     collect(sweep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only_tables", [False, True])
 def test_a_run_of_unlike_machines_may_differ_in_last_digits(
     sweep: Path, run_config: Build, only_tables: bool
@@ -68,6 +69,7 @@ def test_a_run_of_unlike_machines_may_differ_in_last_digits(
         load([sweep, theirs])
 
 
+@pytest.mark.slow
 def test_a_run_of_one_machine_may_not(sweep: Path, run_config: Build) -> None:
     other, again = trained_on(sweep), sweep.parent.parent / "again"
     shutil.copytree(other, again)
@@ -77,6 +79,7 @@ def test_a_run_of_one_machine_may_not(sweep: Path, run_config: Build) -> None:
         load([other, again])
 
 
+@pytest.mark.slow
 def test_runs_of_two_devices_are_told_apart(sweep: Path, run_config: Build) -> None:
     other = sweep.parent.parent / "other"
     other.mkdir()

@@ -30,6 +30,7 @@ from tests.records.test_write import finished
 Build = Callable[..., RunConfig]
 
 
+@pytest.mark.slow
 def test_where_the_bytes_are(sweep: Path) -> None:
     parts = load_records(sweep).parts
     assert parts.dtypes.astype(str).to_dict() == {
@@ -54,6 +55,7 @@ def test_where_the_bytes_are(sweep: Path) -> None:
     assert sorted(records.parts["run_id"]) == sorted(done.iloc[2:])
 
 
+@pytest.mark.slow
 def test_typed_and_tidy(sweep: Path) -> None:
     records = load_records(sweep)
     results = records.results
@@ -80,6 +82,7 @@ def test_typed_and_tidy(sweep: Path) -> None:
     assert load(str(sweep)).equals(results)
 
 
+@pytest.mark.slow
 def test_folders_and_csvs_give_the_same_numbers(sweep: Path) -> None:
     table = other_machine(sweep, "results_2.csv")
     ours, theirs = load_records(sweep), load_records(table)
@@ -96,6 +99,7 @@ def test_folders_and_csvs_give_the_same_numbers(sweep: Path) -> None:
     assert len(both.rounds) == len(ours.rounds)
 
 
+@pytest.mark.slow
 def test_settings_are_read_without_the_sweeps_csv(sweep: Path) -> None:
     before = load_records(sweep).results
     (sweep / "results.csv").unlink()
@@ -114,6 +118,7 @@ def test_the_same_run_with_other_numbers_stops(sweep: Path) -> None:
     assert f"{2**53 + 2} in {table}: leave one of them out" in message
 
 
+@pytest.mark.slow
 def test_a_finished_run_counts_before_a_failed_one(sweep: Path, run_config: Build) -> None:
     table = other_machine(sweep)
     config = run_config("seed=9")
@@ -124,6 +129,7 @@ def test_a_finished_run_counts_before_a_failed_one(sweep: Path, run_config: Buil
         assert any(f"run {config.run_id} failed in" in note for note in records.notes)
 
 
+@pytest.mark.slow
 def test_what_was_announced_but_not_recorded_is_missing(sweep: Path, run_config: Build) -> None:
     killed = run_config("seed=7")
     announce([killed], sweep)
@@ -171,6 +177,7 @@ def test_mixed_schema_versions_are_an_error(sweep: Path) -> None:
         load(table)
 
 
+@pytest.mark.slow
 def test_a_missing_column_is_named(sweep: Path) -> None:
     table = other_machine(sweep)
     pd.read_csv(table, dtype=str).drop(columns=["uplink_bytes", "loss"]).to_csv(table, index=False)
@@ -182,6 +189,7 @@ def test_a_missing_column_is_named(sweep: Path) -> None:
     assert "read the run folders beside it instead" in records.notes[0]
 
 
+@pytest.mark.slow
 def test_a_last_line_cut_off_is_noted(sweep: Path) -> None:
     table = other_machine(sweep)
     whole = table.read_bytes()
@@ -197,6 +205,7 @@ def test_a_last_line_cut_off_is_noted(sweep: Path) -> None:
     assert "failed" not in set(kept["status"])
 
 
+@pytest.mark.slow
 def test_rounds_cut_off_or_absent_are_noted(sweep: Path, run_config: Build) -> None:
     none, topk = run_config("compression=none").run_id, run_config("compression=topk").run_id
     path = sweep / none / "rounds.csv"
@@ -220,6 +229,7 @@ def test_rounds_cut_off_or_absent_are_noted(sweep: Path, run_config: Build) -> N
     assert "no rounds.csv beside it" in records.notes[0]
 
 
+@pytest.mark.slow
 def test_a_row_that_stands_twice_counts_once(sweep: Path) -> None:
     table = other_machine(sweep)
     rows = pd.read_csv(table, dtype=str)
@@ -239,6 +249,7 @@ def test_a_csv_that_is_not_ours_is_an_error(tmp_path: Path, content: bytes) -> N
         load(tmp_path / "x.csv")
 
 
+@pytest.mark.slow
 def test_wrong_types_are_an_error(sweep: Path) -> None:
     table = other_machine(sweep)
     rows = pd.read_csv(table, dtype=str)
@@ -259,6 +270,7 @@ def test_the_report_survives_every_oddity(sweep: Path, tmp_path: Path, run_confi
     assert sorted(failures["status"]) == ["failed", "missing", "missing"]
 
 
+@pytest.mark.slow
 def test_nothing_but_failures_is_a_report(tmp_path: Path, run_config: Build) -> None:
     RunRecord(run_config(), "failed", error="boom").write(tmp_path)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
@@ -266,6 +278,7 @@ def test_nothing_but_failures_is_a_report(tmp_path: Path, run_config: Build) -> 
     assert "boom" in (tmp_path / "out" / "tables" / "failures.md").read_text()
 
 
+@pytest.mark.slow
 def test_rounds_of_one_run_that_differ_stop(sweep: Path) -> None:
     rounds = other_machine(sweep).with_name("rounds.csv")
     assert len(load_records([sweep, rounds.with_name("results.csv")]).rounds) > 0
@@ -278,6 +291,7 @@ def test_rounds_of_one_run_that_differ_stop(sweep: Path) -> None:
         load_records([sweep, rounds.with_name("results.csv")])
 
 
+@pytest.mark.slow
 def test_settings_of_one_run_that_differ_stop(sweep: Path) -> None:
     first, second = other_machine(sweep), other_machine(sweep, "results_2.csv")
     load([first, second])
@@ -296,6 +310,7 @@ def test_a_table_without_a_setting_is_refused(sweep: Path, lost: str) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_a_table_without_a_whole_row_is_refused(sweep: Path, tmp_path: Path) -> None:
     path = other_machine(sweep)
     path.write_text(path.read_text().splitlines()[0] + "\n")
@@ -304,6 +319,7 @@ def test_a_table_without_a_whole_row_is_refused(sweep: Path, tmp_path: Path) -> 
     refuses(main, [str(path), "--out", str(tmp_path / "report")])
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_missing_in_a_table_too(sweep: Path, run_config: Build) -> None:
     announce([run_config("seed=77")], sweep)
     collect(sweep)
@@ -313,6 +329,7 @@ def test_a_killed_run_is_missing_in_a_table_too(sweep: Path, run_config: Build) 
     assert "was announced but never recorded" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"PAR1", b""])
 def test_damaged_messages_are_named(sweep: Path, damage: bytes) -> None:
     run = str(load(sweep).query("status == 'done'")["run_id"].iloc[0])

@@ -62,6 +62,7 @@ def rename(folder: Path, science: dict[str, Any], numerics: int) -> Path:
     return folder.rename(folder.with_name(run_id))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["status.json", "rounds.csv", "messages.parquet", "parts.csv"])
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "large"])
 def test_only_regular_files_of_some_size_are_read(
@@ -142,6 +143,7 @@ def parquet(**keywords: Any) -> bytes:
     return into.getvalue()
 
 
+@pytest.mark.slow
 def test_messages_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "messages.parquet"
     assert len(parse_messages(path, parquet())) == 4
@@ -159,6 +161,7 @@ def test_messages_are_bounded(tmp_path: Path) -> None:
         parse_messages(path, parquet(columns={"round": [1, None, 1, 1]}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["../../etc", "", "0123456789AB", "0123456789abc", "a/b"])
 def test_a_run_id_is_never_a_path(sweep: Path, run: Path, name: str) -> None:
     table = other_machine(sweep)
@@ -173,6 +176,7 @@ def test_a_run_id_is_never_a_path(sweep: Path, run: Path, name: str) -> None:
     assert load(sweep).set_index("run_id")["status"][run.name] == "missing"
 
 
+@pytest.mark.slow
 def test_no_control_character_reaches_a_terminal(
     sweep: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

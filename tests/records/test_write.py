@@ -262,6 +262,7 @@ def test_a_row_without_its_key_is_refused(
         load_records(results_csv)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -288,6 +289,7 @@ def test_a_status_of_wrong_types_is_damaged(
         assert pd.isna(found["loss"])
 
 
+@pytest.mark.slow
 def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path: Path) -> None:
     for seed in (1, 2):
         finished(run_config(f"seed={seed}")).write(tmp_path)
@@ -302,6 +304,7 @@ def test_rounds_that_stand_twice_or_apart_count_once(run_config: Build, tmp_path
     pd.testing.assert_frame_equal(load_records(tmp_path).rounds, before)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_among_many_is_the_one_named(run_config: Build, tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         finished(run_config(f"seed={seed}")).write(tmp_path)
@@ -321,6 +324,7 @@ def test_a_damaged_file_among_many_is_the_one_named(run_config: Build, tmp_path:
         seal(path.parent)
 
 
+@pytest.mark.slow
 def test_a_loss_without_end_is_shown_as_none(run_config: Build, tmp_path: Path) -> None:
     finished(run_config(), loss=float("inf")).write(tmp_path)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0

@@ -38,6 +38,7 @@ def written(science: dict[str, Any]) -> str:
     return command(overrides(changes(science)), science["seed"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", OVERRIDES, ids=" ".join)
 def test_the_command_makes_the_same_run(run_config: Build, given: tuple[str, ...]) -> None:
     config = run_config(*given)

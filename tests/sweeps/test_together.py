@@ -76,6 +76,7 @@ def sweep_of(configs: list[RunConfig], folder: Path) -> Sweep:
     return Sweep(configs, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", [2, 4])
 def test_commands_on_one_sweep_do_each_run_once(
     configs: list[RunConfig], trained: list[str], tmp_path: Path, commands: int
@@ -90,6 +91,7 @@ def test_commands_on_one_sweep_do_each_run_once(
     assert not list(tmp_path.rglob("claim.*"))
 
 
+@pytest.mark.slow
 def test_a_run_of_a_command_that_is_killed_is_taken_over(
     configs: list[RunConfig], trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,6 +118,7 @@ def test_a_run_of_a_command_that_is_killed_is_taken_over(
     assert sweep.show() == 0
 
 
+@pytest.mark.slow
 def test_a_failed_run_takes_no_finished_ones_place(
     configs: list[RunConfig],
     trained: list[str],
@@ -139,6 +142,7 @@ def test_a_failed_run_takes_no_finished_ones_place(
     assert sweep.show() == 0
 
 
+@pytest.mark.slow
 def test_a_run_deleted_under_a_sweep_is_said(
     configs: list[RunConfig],
     trained: list[str],
@@ -152,6 +156,7 @@ def test_a_run_deleted_under_a_sweep_is_said(
     assert f"run {configs[2].run_id} was deleted while the sweep ran" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_deleted_loses_only_what_was_done(
     configs: list[RunConfig],
     trained: list[str],
@@ -173,6 +178,7 @@ def test_a_sweep_that_is_deleted_loses_only_what_was_done(
     assert sweep.show() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 4, 9, 20])
 def test_what_a_full_disk_refuses_is_said_and_done_again(
     configs: list[RunConfig],

@@ -32,6 +32,7 @@ def runs() -> list[dict[str, Any]]:
     return cases(METHODS)
 
 
+@pytest.mark.slow
 def test_there_are_at_most_80_runs(rows: list[dict[str, Any]], runs: list[dict[str, Any]]) -> None:
     assert len(rows) == len(runs) <= 80
     assert [run["seed"] for run in runs] == list(range(1, len(runs) + 1))

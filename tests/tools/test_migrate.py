@@ -50,6 +50,7 @@ def old_run(config: RunConfig, sweep: Path, error: str | None = None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sweep_is_read_as_format_3_after_it(
     run_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_what_is_damaged_is_named_and_left_alone(
     assert (tmp_path / "results.csv").read_text() == "run_id,a\n1,2\n"
 
 
+@pytest.mark.slow
 def test_one_damaged_run_keeps_none_from_being_migrated(
     run_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +124,7 @@ def test_an_interrupted_migration_is_gone_on_with(
     assert old.exists()
 
 
+@pytest.mark.slow
 def test_a_page_is_migrated_even_if_it_was_interrupted(
     run_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -152,6 +155,7 @@ def test_a_page_is_migrated_even_if_it_was_interrupted(
     assert {path.name: path.read_bytes() for path in page.iterdir()} == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "end"),
     [("client 3: loss is nan after 2 steps; lower lr", "diverged"), ("no space left", "failed")],

@@ -130,6 +130,7 @@ def check_against_float64(model: PreTrainedModel) -> None:
     model.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients_are_those_of_the_logits(name: str) -> None:
     model, case = build(name), CASES[name]
@@ -273,6 +274,7 @@ def test_buffers_count_each_forward_pass_once(
     assert has_linear_head(model, sequences()[:, :-1])  # they count in training alone
 
 
+@pytest.mark.slow
 def test_a_model_is_tried_once_and_not_kept() -> None:
     model, calls = build("gpt_neox"), []
     model.register_forward_hook(lambda *_: calls.append(1))
@@ -288,6 +290,7 @@ def test_a_model_is_tried_once_and_not_kept() -> None:
     assert kept() is None
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_model_get_the_same_bits() -> None:
     chunks = [sequences(8) for _ in range(12)]
 

@@ -72,6 +72,7 @@ def checked(architecture: dict[str, Any], text: FederatedText) -> None:
     check_step(copy.deepcopy(model), config, text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "remedy"),
     [
@@ -92,6 +93,7 @@ def test_point_1_a_model_that_sees_the_answer_is_refused(
     checked({**architecture, key: True}, text_of())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [NEOX, GPT2, LLAMA, OPT], ids=lambda a: a["model_type"])
 @pytest.mark.parametrize("length", [1, 2, 17, 31])
 def test_point_1_causal_models_pass(architecture: dict[str, Any], length: int) -> None:
@@ -165,6 +167,7 @@ REFORMER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", [DYNAMIC, LONG, RWKV, GRIFFIN], ids=lambda a: a["model_type"]
 )
@@ -311,6 +314,7 @@ def test_point_12_what_fails_in_training_alone_is_refused(error: Exception) -> N
         check_step(model, config, text_of())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

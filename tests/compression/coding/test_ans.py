@@ -31,6 +31,7 @@ def reference_decode(data: bytes, probabilities: list[int], count: int) -> list[
     return symbols
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 1 << 43), min_size=2, max_size=300),
     st.lists(st.integers(0, 299), max_size=60),

@@ -48,6 +48,7 @@ def test_indices_in_a_few_rows_or_columns_cost_much_less(by_column: bool) -> Non
     assert bound < 0.6 * log2(comb(200_000, 2000)) / 8
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=5),
     st.floats(0, 1),

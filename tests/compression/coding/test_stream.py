@@ -98,6 +98,7 @@ def test_raw_values_cost_their_bits() -> None:
     assert bits / 8 - 1 <= len(encoder.finish()) <= bits / 8 + 4
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_what_goes_in_comes_out(data: st.DataObject) -> None:
     calls = data.draw(

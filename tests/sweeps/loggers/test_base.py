@@ -81,6 +81,7 @@ def test_a_logger_that_fails_is_reported_once_and_the_run_goes_on(
     assert list(dict.fromkeys(found)) == written
 
 
+@pytest.mark.slow
 def test_what_is_no_logger_or_refuses_its_parameters_is_an_error() -> None:
     values = config_of(*SMALL).model_dump()
     for section, words in (
