@@ -190,6 +190,8 @@ def run_id_of(science: Science, numerics: int) -> str:
 
 _NOTHING = object()
 
+_SCALARS = {str, bool, int, float, type(None)}
+
 
 def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a group's section enters."""
@@ -208,12 +210,15 @@ def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: _canonical(value) for name, value in values.items()}
-    return {
-        name: value
-        for name, value in plain.items()
-        if name not in defaults or json.dumps(value) != json.dumps(_canonical(defaults[name]))
-    }
+    different = {}
+    for name, value in values.items():
+        default = defaults.get(name, _NOTHING)
+        if type(value) is type(default) and type(value) in _SCALARS and value == default:
+            continue  # as most are, found without writing both
+        plain = _canonical(value)
+        if default is _NOTHING or json.dumps(plain) != json.dumps(_canonical(default)):
+            different[name] = plain
+    return different
 
 
 def _canonical(value: Any) -> Any:

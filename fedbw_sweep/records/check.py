@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from fedbw_sweep.config.identity import RECORD_FORMAT, numerics_of, run_id_of
 from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.errors import ConfigError, DamagedError
-from fedbw_sweep.records.files import LIMITS, parse_settings, read_file
+from fedbw_sweep.records.files import LIMITS, Place, parse_settings, read_file
 from fedbw_sweep.records.place import write_file
 from fedbw_sweep.records.schema import CONFIG, STATUS
 
@@ -67,7 +68,7 @@ def write_sums(folder: Path, tables: Mapping[str, bytes]) -> None:
     write_file(folder / SUMS, "".join(lines).encode())
 
 
-def check_status(path: Path, status: Mapping[str, Any]) -> Mapping[str, str] | None:
+def check_status(path: Place, status: Mapping[str, Any]) -> Mapping[str, str] | None:
     """Check a ``status.json`` by its own hash.
 
     Returns
@@ -93,7 +94,7 @@ def check_status(path: Path, status: Mapping[str, Any]) -> Mapping[str, str] | N
     return hashes
 
 
-def check_file(path: Path, data: bytes | None, hashes: Mapping[str, str] | None) -> None:
+def check_file(path: Place, data: bytes | None, hashes: Mapping[str, str] | None) -> None:
     """Check the content of one file of a run's folder; None stands for a file that is not there.
 
     Raises
@@ -103,7 +104,7 @@ def check_file(path: Path, data: bytes | None, hashes: Mapping[str, str] | None)
     """
     if hashes is None:
         return
-    expected = hashes.get(path.name)
+    expected = hashes.get(os.fspath(path).rpartition(os.sep)[2])
     if data is None:
         if expected is not None:
             raise DamagedError(f"{path} is missing, which the record has")
@@ -157,7 +158,7 @@ def check_id(folder: Path, status: Mapping[str, Any]) -> None:
         )
 
 
-def id_of(path: Path, science: Mapping[str, Any], numerics: int | None = None) -> str:
+def id_of(path: Place, science: Mapping[str, Any], numerics: int | None = None) -> str:
     """Make the id that a ``config.yaml`` makes, by default at today's `numerics`.
 
     Raises

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.check import HASHES, check_file, check_folder, check_id, id_of
-from fedbw_sweep.records.files import LIMITS, parse_settings, read_file
+from fedbw_sweep.records.files import LIMITS, inside, parse_settings, read_file
 from fedbw_sweep.records.schema import CONFIG, STATUS
 from fedbw_sweep.records.status import RUN_ID, id_of_folder, read_status
 
@@ -86,7 +86,7 @@ def read_run(folder: Path, names: Iterable[str]) -> Run:
         hashes = None if status is None else status.get(HASHES)
         files = {}
         for name in names:
-            path, data = folder / name, None
+            path, data = inside(folder, name), None
             with suppress(FileNotFoundError):
                 files[name] = data = read_file(path, LIMITS[name])
             check_file(path, data, hashes)
@@ -124,7 +124,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: it has an id for a name, and a status or some config."""
     if not RUN_ID.fullmatch(folder.name):
         return False
-    if (folder / STATUS).exists():
+    if os.access(inside(folder, STATUS), os.F_OK):
         return True
     with suppress(OSError):
         return (folder / CONFIG).lstat().st_size > 0

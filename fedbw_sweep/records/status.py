@@ -9,7 +9,7 @@ from typing import Any
 
 from fedbw_sweep.errors import DamagedError, ResultsError
 from fedbw_sweep.records.check import check_status
-from fedbw_sweep.records.files import LIMITS, inert, parse_json, read_file
+from fedbw_sweep.records.files import LIMITS, Place, inert, inside, parse_json, read_file
 from fedbw_sweep.records.schema import FORMAT_2, OF_STATUS, READ, RESULTS_COLUMNS, STATES, STATUS
 
 RUN_ID = re.compile(r"[0-9a-f]{12}")
@@ -33,7 +33,7 @@ def read_status(folder: Path, run_id: str | None = None) -> dict[str, Any] | Non
     ResultsError
         If another version wrote it, or it cannot be read.
     """
-    path = folder / STATUS
+    path = inside(folder, STATUS)
     run_id = run_id or id_of_folder(folder)
     if folder.is_symlink():
         raise DamagedError(f"{folder} is a link, which is not followed")
@@ -63,7 +63,7 @@ def id_of_folder(folder: Path) -> str:
     return folder.name if RUN_ID.fullmatch(folder.name) else folder.resolve().name
 
 
-def _check_kinds(path: Path, status: Mapping[str, Any]) -> None:
+def _check_kinds(path: Place, status: Mapping[str, Any]) -> None:
     """Check that what is said has the types of its columns.
 
     Raises
@@ -90,7 +90,7 @@ _KINDS = {"string": (str,), "Int64": (int,), "Float64": (float, int)}
 _KINDS_OF = {name: _KINDS[column.dtype] for name, column in RESULTS_COLUMNS.items()}
 
 
-def _check_kind(path: Path, name: str, value: Any) -> None:
+def _check_kind(path: Place, name: str, value: Any) -> None:
     kinds = _KINDS_OF.get(name)
     if kinds is None or value is None:
         return
