@@ -56,6 +56,11 @@ def start(folder: Path, temporary: Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
+def short_folder() -> Path:
+    """Make a temporary directory whose name leaves room for those of Ray's sockets."""
+    return Path(mkdtemp(prefix="k"))
+
+
 def living(temporary: Path) -> list[psutil.Process]:
     """Return the processes of a sweep."""
     found = []
@@ -92,9 +97,9 @@ def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> di
     """Kill once and start again; return what was done and what is wrong, if anything."""
     rng = random.Random(number)
     kind, how = rng.choice(list(VICTIMS)), rng.choice(SIGNALS)
-    folder, temporary = place / f"sweep{number}", place / f"t{number}"
-    temporary.mkdir()
+    folder, temporary = place / f"sweep{number}", short_folder()
     said: dict[str, object] = {"case": number, "victim": kind, "signal": how.name}
+    said["output"] = str(temporary / "output")
     faults: list[str] = []
     first = start(folder, temporary)
     wait = rng.uniform(0, lasts)
@@ -149,11 +154,11 @@ def main() -> int:
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     before = [json.loads(line) for line in lines]
     place = Path(mkdtemp(prefix="kills-"))
-    (place / "t").mkdir()
-    started = time.monotonic()
-    if start(place / "alone", place / "t").wait() != 0:
-        sys.exit((place / "t" / "output").read_text(encoding="utf-8"))
+    started, temporary = time.monotonic(), short_folder()
+    if start(place / "alone", temporary).wait() != 0:
+        sys.exit((temporary / "output").read_text(encoding="utf-8"))
     lasts, wanted = time.monotonic() - started, tables(place / "alone")
+    shutil.rmtree(temporary)
     for number in range(len(before), cases):
         said = case(number, wanted, lasts, place)
         before.append(said)

@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, *arguments: str, site: Path, cwd: Path) -> str:
+def run(command: str, *arguments: str, site: Path, cwd: Path, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", command, *arguments],
         cwd=cwd,
@@ -48,8 +48,8 @@ def run(command: str, *arguments: str, site: Path, cwd: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr * bool(code)
 
 
 @pytest.mark.slow
@@ -83,6 +83,12 @@ def test_it_is_swept_and_tabulated(site: Path, tmp_path: Path) -> None:
     assert results.loc["every_nth", "uplink_bytes"] == 2 * UPDATE
     assert results.loc["every_nth", "predicted_bytes"] == 2 * (UPDATE + 5_283_840)
     assert results.loc["every_nth", "compression._target_"] == "own_compressor.EveryNth"
+
+    [own_run] = results.loc[["every_nth"], "run_id"]
+    record = f"outputs/main/{own_run}"
+    refused = run("fedbw_sweep.verify", record, site=site, cwd=tmp_path, code=2)
+    assert "own_compressor.EveryNth" in refused
+    assert "reproduced" in run("fedbw_sweep.verify", record, "--trust", site=site, cwd=tmp_path)
 
     run("fedbw_sweep.report", "outputs/main", site=site, cwd=tmp_path)
     table = pd.read_csv(tmp_path / "report" / "tables" / "compression.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message
 
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.federation import job
 from fedbw_sweep.federation.job import Job, Sink
 from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
 from fedbw_sweep.records.collect import collect
@@ -32,6 +34,27 @@ def test_divergence_fails_the_run_with_its_reason(execute: Execute, tmp_path: Pa
     results, _ = collect(tmp_path / "s")
     assert results["status"].tolist() == ["failed"]
     assert results["loss"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "why"),
+    [(709.7, None), (709.8, "709.8"), (1e30, "1e+30"), (math.inf, "inf"), (math.nan, "nan")],
+)
+def test_a_loss_without_a_perplexity_is_a_divergence(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch, loss: float, why: str | None
+) -> None:
+    """The largest float64 is e to the 709.78."""
+    losses = iter([5.0, loss, loss])
+    monkeypatch.setattr(job, "heldout_loss", lambda model, windows: next(losses))
+    record = execute()
+    if why is None:
+        assert record.error is None
+        assert record.summary["perplexity"] == math.exp(loss)
+        return
+    assert (record.status, record.end) == ("failed", "diverged")
+    assert record.error == (
+        f"round 1: held-out loss is {why}, which has no finite perplexity; lower lr"
+    )
 
 
 def test_a_count_that_differs_fails_the_run(execute: Execute) -> None:
