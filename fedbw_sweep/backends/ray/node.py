@@ -157,6 +157,9 @@ def main() -> None:
     """Be the process that starts Ray's, and ends them when its standard input does."""
     workers, verbose = map(int, sys.argv[1:])
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+    # The command may end while Ray starts, which takes a busy machine a minute.
+    watcher = threading.Thread(target=_end_with_the_command, args=[folder], daemon=True)
+    watcher.start()
     try:
         if len(os.fsencode(folder)) > SOCKET_ROOM:
             sys.exit(f"the folder of temporary files has too long a path for sockets: {folder}")
@@ -172,15 +175,25 @@ def main() -> None:
             log_to_driver=False,
         )
         print(ray.get_runtime_context().gcs_address, flush=True)
-        sys.stdin.read()
+        watcher.join()
     finally:
-        started = psutil.Process().children(recursive=True)
-        for process in started:  # ray.shutdown takes a second
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(started, timeout=10)  # else one may write once more
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _end_with_the_command(folder: str) -> None:
+    sys.stdin.read()
+    _remove(folder)
     os._exit(0)  # what Ray registers for the end would make its folder anew
+
+
+def _remove(folder: str) -> None:
+    """End what Ray has started, and remove its folder."""
+    started = psutil.Process().children(recursive=True)
+    for process in started:  # ray.shutdown takes a second
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(started, timeout=10)  # else one may write once more
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -287,6 +287,24 @@ def test_a_path_too_long_for_sockets_is_one_line(short_folder: Path, tmp_path: P
     assert not rays(long)
 
 
+def test_a_command_may_end_while_ray_starts(short_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("import time\ninit = lambda **_: time.sleep(600)\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "fedbw_sweep.backends.ray.node", "2", "0"],
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(short_folder)},
+        stdin=subprocess.PIPE,
+    )
+    assert starting.stdin
+    deadline = time.monotonic() + 60
+    while not list(short_folder.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    starting.stdin.close()
+    assert starting.wait(timeout=20) == 0
+    assert not list(short_folder.iterdir())
+
+
 @pytest.mark.ray
 def test_a_start_that_takes_too_long_ends_with_a_reason() -> None:
     own = node.Node(1, False, start_timeout_s=0.01)
