@@ -7,15 +7,19 @@
 # multiplied by sqrt(1 - .99^2) / (1 - .9^2) = .742, where t = 1 gives sqrt(1 - .99) / (1 - .9) = 1.
 # (flwr/serverapp/strategy/fedadam.py, aggregate_train)
 #
-# Seen: flower 0.073514, algorithm 2 and Adam at t = 1 0.099010
+# Seen: flower 0.073511, algorithm 2 and Adam at t = 1 0.099010
 set -euo pipefail
 source "$(dirname "$0")/run_python.sh"
 run_python flwr==1.42.0 <<'PYTHON'
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam
+from flwr.supercore.task_identity import TaskIdentity
 
 ETA, BETA_1, BETA_2, TAU = 0.1, 0.9, 0.99, 1e-3
+
+
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 0, 1  # as a ServerApp has
 
 
 def reply(node, value):
@@ -24,7 +28,6 @@ def reply(node, value):
         "metrics": MetricRecord({"num-examples": 1}),
     })
     asked = Message(RecordDict(), dst_node_id=node, message_type="train")
-    asked.metadata.__dict__["_message_id"] = str(node)
     return Message(content, reply_to=asked)
 
 

@@ -28,11 +28,12 @@ SWEEP = (
 )  # fmt: skip
 
 VICTIMS = {
-    "command": "-m fedbw_sweep",
+    "command": "-m fedbw_sweep -m",
     "worker": "ray::",
     "raylet": "/raylet/raylet",
     "gcs": "gcs_server",
-    "node": "fedbw_sweep/backends/ray/",
+    "node": "fedbw_sweep.backends.ray.node",
+    "nursery": "nursery.py",
     "agent": "agent",
 }
 """What the command lines of processes hold, by what they are."""

@@ -119,11 +119,15 @@ def parse_csv(path: Path, data: bytes, columns: Mapping[str, Column]) -> pd.Data
             table = _read(data, types)
         except pa.ArrowInvalid:
             table = _read_as_others_write(data, types)
-        table = table.drop_columns([n for n in table.column_names if not n or n == "Unnamed: 0"])
-        missing = {n for n, column in columns.items() if column.required} - set(table.column_names)
         twice = {name for name in table.column_names if table.column_names.count(name) > 1}
         if twice:
-            raise DamagedError(f"{path} has the column {', '.join(sorted(twice))} more than once")
+            names = ", ".join(sorted(name or "without a name" for name in twice))
+            raise DamagedError(f"{path} has the column {names} more than once")
+        table = table.drop_columns([n for n in table.column_names if not n or n == "Unnamed: 0"])
+        missing = {n for n, column in columns.items() if column.required} - set(table.column_names)
+        for name in set(table.column_names) & columns.keys():
+            if columns[name].dtype == "int64" and table.column(name).null_count:
+                raise DamagedError(f"{path}: {name} lacks a value in some rows")
         if pa.binary() in table.schema.types:
             raise DamagedError(f"{path} cannot be read as a CSV of this version: it is not UTF-8")
     except (pa.ArrowException, OverflowError, UnicodeDecodeError) as error:

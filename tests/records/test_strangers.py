@@ -210,6 +210,30 @@ STRANGE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("rounds.csv", b"uplink_message_bytes", b"", "column without a name more than once"),
+        ("rounds.csv", b"perplexity", b"loss", "column loss more than once"),
+        ("timing.csv", b"\n0,", b"\n,", "round lacks a value in some rows"),
+    ],
+)
+def test_tables_that_lack_names_or_numbers_are_damaged(
+    sweep: Path, run: Path, name: str, old: bytes, new: bytes, words: str
+) -> None:
+    text = (run / name).read_bytes()
+    assert old in text
+    changed = text.replace(old, new)
+    if not new:
+        changed = changed.replace(b"downlink_message_bytes", b"")
+    (run / name).write_bytes(changed)
+    seal(run)
+    records = load_records(sweep)
+    assert any(words in note for note in records.notes), records.notes
+    [status] = records.results.loc[records.results["run_id"] == run.name, "status"]
+    assert status == "missing"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STRANGE)
 def test_strange_settings_stop_neither_report_nor_status(
