@@ -1,11 +1,13 @@
 """The report on 10,000 made-up runs of 100 rounds: its time and what it writes.
 
-python benchmarks/report.py [RUNS]
+python benchmarks/report.py [RUNS] [BEFORE]: CPU time too, over that of another checkout, in turn
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,8 @@ RATIOS = {
 }  # fmt: skip
 TENSORS = [f"layers.{layer}.{kind}.weight" for layer in range(6) for kind in ("attention", "mlp")]
 PARAMETERS = 1_320_960
-REPORT = [sys.executable, "-m", "fedbw_sweep.report"]
+REPORT = "fedbw_sweep.report"
+ROOT = Path(__file__).parent.parent
 
 
 def configs() -> Iterator[RunConfig]:
@@ -105,25 +108,43 @@ def write_run(folder: Path, number: int, config: RunConfig) -> None:
         record(config, np.random.default_rng(number)).write(folder)
 
 
-def seconds(*arguments: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([*REPORT, *arguments], check=True, capture_output=True)
-    return time.perf_counter() - started
+def seconds(*command: str, root: Path = ROOT) -> tuple[float, float]:
+    """Run a module of a checkout; return its wall-clock and its CPU seconds."""
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    call = [sys.executable, "-m", *command]
+    subprocess.run(call, check=True, capture_output=True, env=environment, cwd=root)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - started, cpu
 
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    others = [Path(name).resolve() for name in sys.argv[2:3]]
     with TemporaryDirectory() as temporary:
         folder, out = Path(temporary, "main"), Path(temporary, "report")
         folder.mkdir()
         write_runs(folder, runs)
         asked = [str(folder), "--out", str(out), "--target-loss", "3", "--budget-mb", "500"]
-        starts = [seconds("--help") for _ in range(REPEATS)]
-        times = [seconds(*asked) for _ in range(REPEATS)]
+        starts = [seconds(REPORT, "--help")[0] for _ in range(REPEATS)]
+        checks = [seconds("fedbw_sweep.status", str(folder), "--check")[0] for _ in range(REPEATS)]
+        times, ratios = [], []
+        for _ in range(REPEATS):
+            before = [seconds(REPORT, *asked, root=other)[1] for other in others]
+            wall, cpu = seconds(REPORT, *asked)
+            times.append(wall)
+            ratios += [cpu / each for each in before]
         print("| what | seconds, median (min to max) |\n|---|---|")
-        for name, all_of in (("`--help`", starts), (f"{runs:,} runs x {ROUNDS} rounds", times)):
+        for name, all_of in (
+            ("`--help`", starts),
+            (f"{runs:,} runs x {ROUNDS} rounds", times),
+            ("`status --check` of them", checks),
+        ):
             median = statistics.median(all_of)
             print(f"| {name} | {median:.1f} ({min(all_of):.1f} to {max(all_of):.1f}) |")
+        if ratios:
+            print(f"\nCPU over {others[0]}: {statistics.median(ratios):.2f}, of {sorted(ratios)}")
         size = (out / "report.html").stat().st_size
         print(f"\nreport.html: {size:,} bytes")
 
