@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import psutil
 
 from fedbw_sweep.backends.ray.nursery import ADDRESS, SCRIPT, Nursery, importing
-from fedbw_sweep.console import message_console
+from fedbw_sweep.console import message_console, size
 from fedbw_sweep.environment import cores
 from fedbw_sweep.errors import FedbwError
 
@@ -34,6 +35,13 @@ PREFIX = "fedbw-"
 
 SOCKET_ROOM = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
 """Longest folder that leaves room for Ray's sockets: their paths have at most 107 bytes."""
+
+
+ADDRESSES, STORE = 9e9, 0.3
+"""Bytes of addresses that a process of Ray's maps, and what share of the memory its store is."""
+
+LINE = 300
+"""Characters shown of what Ray says where it does not start."""
 
 
 class Node:
@@ -57,7 +65,7 @@ class Node:
     Raises
     ------
     FedbwError
-        If Ray has no room for its sockets' paths.
+        If Ray would have too few addresses.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Node:
         preload: str | None = None,
     ) -> None:
         self.start_timeout_s = start_timeout_s
+        _refuse_few_addresses()
         _remove_what_the_dead_left()
         if "ray" not in sys.modules:  # else it has read its environment already
             os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -118,7 +127,9 @@ class Node:
             )
         if address := self.process.stdout.readline().strip():
             return address
-        raise FedbwError("Ray did not start here; what it says of it stands above")
+        raise FedbwError(
+            "Ray did not start here; what it says of it stands above, and with verbose=true more"
+        )
 
     def stop(self) -> None:
         """End Ray's processes, and remove what they left in files."""
@@ -135,6 +146,19 @@ def why_not_fork() -> str | None:
     if torch is not None and torch.cuda.is_initialized():
         return "CUDA is in use, which a fork cannot go on with"
     return None
+
+
+def _refuse_few_addresses() -> None:
+    """Refuse a limit of addresses that Ray would run into, which says so in pages."""
+    if sys.platform != "linux":
+        return
+    limit, _ = psutil.Process().rlimit(psutil.RLIMIT_AS)
+    needed = ADDRESSES + STORE * psutil.virtual_memory().total
+    if limit != psutil.RLIM_INFINITY and limit < needed:
+        raise FedbwError(
+            f"addresses are limited to {size(limit)} (ulimit -v), and Ray maps some {size(needed)} "
+            "of them, most of which it never uses; raise the limit: ulimit -v unlimited"
+        )
 
 
 def _remove_what_the_dead_left() -> None:
@@ -176,6 +200,12 @@ def main() -> None:
         )
         print(ray.get_runtime_context().gcs_address, flush=True)
         watcher.join()
+    except Exception as error:  # whatever Ray raises
+        if verbose:
+            traceback.print_exc()
+        print(f"Ray: {' '.join(str(error).split())[:LINE]}", file=sys.stderr, flush=True)
+        _remove(folder)
+        os._exit(1)  # threads of Ray's may hold up any other end
     finally:
         _remove(folder)
 

@@ -39,6 +39,9 @@ OOM_SCORE = Path("/proc/self/oom_score_adj")
 STANDARD = (0, 1, 2)
 
 
+ENDING = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+"""Signals that end a command, beside Ctrl-C."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -83,7 +86,8 @@ class Nursery:
             Descriptors that no other process is to have, for when they close tells of this one's
             end.
         """
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as all that Ray starts
+        # Ctrl-C stays blocked, as in all that Ray starts; the others until the fork can take them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
         command = os.getpid()
         if os.fork() == 0:
             try:
@@ -103,6 +107,9 @@ class Nursery:
 
     def _serve(self) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for ending in ENDING:  # the command's handlers speak for the command alone
+            signal.signal(ending, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the workers
         while True:
             asking, _ = self.listener.accept()

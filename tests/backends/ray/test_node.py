@@ -287,6 +287,46 @@ def test_a_path_too_long_for_sockets_is_one_line(short_folder: Path, tmp_path: P
     assert not rays(long)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are limited elsewhere otherwise")
+@pytest.mark.ray
+def test_too_few_addresses_are_one_line(short_folder: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        psutil.Process().rlimit(psutil.RLIMIT_AS, (4 * 10**9,) * 2)
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedbw_sweep", *SMALL, f"hydra.sweep.dir={tmp_path}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(short_folder)},
+        preexec_fn=limit, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "addresses are limited to 4.00 GB (ulimit -v)" in ended.stderr
+    assert not list(short_folder.iterdir())
+
+
+def test_what_ray_raises_is_a_line_and_an_end(short_folder: Path, tmp_path: Path) -> None:
+    """Though a thread of Ray's goes on."""
+    (tmp_path / "ray.py").write_text(
+        "import threading, time\n"
+        "def init(**_):\n"
+        "    threading.Thread(target=time.sleep, args=[600]).start()\n"
+        "    raise Exception('no\\nprocesses')\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "fedbw_sweep.backends.ray.node", "2", "0"],
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(short_folder)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert starting.stdout and starting.stderr and starting.stdin  # noqa: PT018
+    assert starting.stdout.read() == ""
+    assert starting.stderr.read() == "Ray: no processes\n"
+    assert starting.wait(timeout=20) == 1
+    for pipe in (starting.stdout, starting.stderr, starting.stdin):
+        pipe.close()
+    assert not list(short_folder.iterdir())
+
+
 def test_a_command_may_end_while_ray_starts(short_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("import time\ninit = lambda **_: time.sleep(600)\n")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
