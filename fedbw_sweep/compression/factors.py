@@ -79,7 +79,8 @@ class Factors:
         spread = np.array([[_rounded_log2(n)] for n in shape])
         self.classes = np.clip(gain + 8 - spread, 0, CLASSES - 1)  # of scale: (2, rank)
         self.threshold, self.shift = THRESHOLD[self.classes], SHIFT[self.classes]
-        self.shrink = exp2(-gain * PER_OCTAVE // 2).astype(np.float32)
+        with np.errstate(over="ignore"):  # of a forged gain; a decoder refuses what comes of it
+            self.shrink = exp2(-gain * PER_OCTAVE // 2).astype(np.float32)
         self.levels = np.zeros((sum(shape), len(gain)), np.int32)  # the left above the right
         self.parts = self.levels[: shape[0]], self.levels[shape[0] :]
 
