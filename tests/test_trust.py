@@ -69,6 +69,9 @@ def record_of(config: RunConfig, sweep: Path, change: Callable[[dict[str, Any]],
 FOREIGN = {
     key: lambda science, key=key: science[key].update(_target_="fedbw_trap.Sprung", shell=True)
     for key in ("compression", "downlink", "optimizer", "server", "sampling")
+} | {
+    key: lambda science, key=key: science[key].update(_target_="fedbw_trap.Sprung")
+    for key in ("data", "model")
 }
 
 

@@ -12,8 +12,8 @@ from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.console import printable
 from fedbw_sweep.errors import ConfigError
 
-BUILT = "compression", "downlink", "optimizer", "server", "sampling"
-"""Keys whose choice names a class, which is imported and called."""
+BUILT = "compression", "downlink", "optimizer", "server", "sampling", "data"
+"""Keys whose choice names a class or a function, which is imported and called."""
 
 
 def refuse_foreign(place: Path, science: Mapping[str, Any], config_dir: Path | None = None) -> None:
@@ -58,6 +58,13 @@ def _foreign(science: Mapping[str, Any], config_dir: Path | None) -> Iterator[tu
     if not isinstance(model, Mapping):
         yield "model", model
         return
+    target = model.get("_target_")  # few models have one
+    if (
+        target is not None
+        and not is_own("model", model)
+        and not _is_users("model", model, config_dir)
+    ):
+        yield "model._target_", target
     offered = choice("model", str(model.get("name"))) or {}
     place = model.get("name_or_path")
     if isinstance(place, str) and IN_PACKAGE in place and place != offered.get("name_or_path"):
