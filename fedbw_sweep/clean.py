@@ -21,7 +21,7 @@ from fedbw_sweep.console import (
 )
 from fedbw_sweep.records.disk import files_in, set_aside_in
 from fedbw_sweep.records.find import find_records
-from fedbw_sweep.records.place import clock, leftovers, remove
+from fedbw_sweep.records.place import leftovers, now, remove
 
 KINDS = {
     "aside": "records that were damaged and set aside",
@@ -42,7 +42,7 @@ def unneeded(sweeps: Sequence[Path]) -> dict[str, list[Path]]:
         find_records([sweep], [])
     return {
         "aside": [path for sweep in sweeps for path in set_aside_in(sweep)],
-        "leftovers": [path for sweep in sweeps for path in leftovers(sweep, clock(sweep))],
+        "leftovers": [path for sweep in sweeps for path in leftovers(sweep, now(sweep))],
         "cache": [path for path in [cache_folder()] if path.exists()],
     }
 

@@ -22,7 +22,7 @@ import psutil
 
 from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.files import parse_json, read_file
-from fedbw_sweep.records.place import clock, host
+from fedbw_sweep.records.place import host, now
 
 BEATS = 4
 """Beats in the time after which a claim without one is dead on other hosts."""
@@ -168,17 +168,9 @@ def _is_alive(path: Path) -> bool:
         said = {}
     if said.get("host") != host():
         stale_s = said.get("stale_s")
-        return _now(path.parent) - beat <= (
+        return now(path.parent) - beat <= (
             stale_s if isinstance(stale_s, int | float) else UNREADABLE_S
         )
     with suppress(psutil.NoSuchProcess, TypeError, ValueError):
         return bool(abs(psutil.Process(said.get("pid")).create_time() - said["started"]) < 1)
     return False
-
-
-def _now(folder: Path) -> float:
-    """Return the time by the file system's clock, or by the machine's where nothing is written."""
-    try:
-        return clock(folder)
-    except OSError:
-        return time.time()

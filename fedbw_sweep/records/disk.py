@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedbw_sweep.records.folder import is_run
-from fedbw_sweep.records.place import ASIDE, clock, leftovers
+from fedbw_sweep.records.place import ASIDE, leftovers, now
 from fedbw_sweep.records.status import RUN_ID
 
 _ASIDE = re.compile(rf"{RUN_ID.pattern}{re.escape(ASIDE)}(-\d+)?")
@@ -41,7 +41,7 @@ def weigh(sweep_dir: Path) -> pd.DataFrame:
         A row for each kind of file, ``what``, ``files`` and ``bytes``, the heaviest first.
     """
     rows = []
-    gone = leftovers(sweep_dir, clock(sweep_dir))
+    gone = leftovers(sweep_dir, now(sweep_dir))
     for path in sweep_dir.iterdir():
         if path.is_dir() and not path.is_symlink() and is_run(path):
             rows += [

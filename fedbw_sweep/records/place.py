@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -136,14 +137,14 @@ def set_aside(folder: Path) -> Path | None:
         return place
 
 
-def leftovers(sweep_dir: Path, now: float) -> list[Path]:
+def leftovers(sweep_dir: Path, at: float) -> list[Path]:
     """Return what processes that are gone were writing.
 
     Parameters
     ----------
     sweep_dir : pathlib.Path
-    now : float
-        Seconds, by the file system's clock; see `clock`.
+    at : float
+        The time in seconds, by the file system's clock; see `clock`.
     """
     found = []
     for path in sweep_dir.glob(".*"):
@@ -152,7 +153,7 @@ def leftovers(sweep_dir: Path, now: float) -> list[Path]:
             if ours and ours["host"] == host():
                 left = not psutil.pid_exists(int(ours["pid"]))
             else:
-                left = bool(ours or before) and now - path.lstat().st_mtime > LEFT_S
+                left = bool(ours or before) and at - path.lstat().st_mtime > LEFT_S
             if left:
                 found.append(path)
     return found
@@ -175,3 +176,11 @@ def clock(folder: Path) -> float:
         return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
+
+
+def now(folder: Path) -> float:
+    """Return what `clock` does, or the machine's own time where nothing can be written."""
+    try:
+        return clock(folder)
+    except OSError:
+        return time.time()

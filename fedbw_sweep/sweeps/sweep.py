@@ -44,17 +44,17 @@ WAIT_S = 2.0
 class Sweep:
     """The runs of a command.
 
-    Attributes
-    ----------
-    lost : list of str
-        After `run`, a line for each run whose record could not be written.
-
     Parameters
     ----------
     configs : sequence of RunConfig
         The runs.
     folder : pathlib.Path
         Where their records go.
+
+    Attributes
+    ----------
+    lost : list of str
+        After `run`, a line for each run whose record could not be written.
 
     Raises
     ------

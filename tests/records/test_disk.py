@@ -9,6 +9,7 @@ import pytest
 
 from fedbw_sweep import clean, status
 from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.records import place
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.disk import LEFT, OTHER, SET_ASIDE, weigh
 from fedbw_sweep.records.place import host, set_aside
@@ -53,6 +54,18 @@ def test_every_file_is_counted_once(sweep: Path) -> None:
     assert weights.loc[LEFT].tolist() == [1, 20]
     assert weights["files"][OTHER] == 2
     assert weights["bytes"].is_monotonic_decreasing
+
+
+def test_where_nothing_can_be_written_it_is_counted_too(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: Path) -> float:
+        raise PermissionError(folder)
+
+    before = weigh(sweep)
+    monkeypatch.setattr(place, "clock", refused)
+    assert weigh(sweep).equals(before)
+    assert clean.unneeded([sweep])["leftovers"] == [sweep / GONE]
 
 
 def test_status_shows_it(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

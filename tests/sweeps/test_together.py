@@ -124,7 +124,6 @@ def test_a_failed_run_takes_no_finished_ones_place(
     trained: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Another machine, whose claim had no beat for too long, was faster after all."""
 

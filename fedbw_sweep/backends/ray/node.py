@@ -186,7 +186,9 @@ def main() -> None:
     watcher.start()
     try:
         if len(os.fsencode(folder)) > SOCKET_ROOM:
-            sys.exit(f"the folder of temporary files has too long a path for sockets: {folder}")
+            raise FedbwError(
+                f"the folder of temporary files has too long a path for sockets: {folder}"
+            )
         os.environ["RAY_TMPDIR"] = folder
         # Imported here: not for who only starts this process.
         import ray
@@ -204,10 +206,8 @@ def main() -> None:
         if verbose:
             traceback.print_exc()
         print(f"Ray: {' '.join(str(error).split())[:LINE]}", file=sys.stderr, flush=True)
-        _remove(folder)
-        os._exit(1)  # threads of Ray's may hold up any other end
-    finally:
-        _remove(folder)
+    _remove(folder)
+    os._exit(1)  # threads of Ray's may hold up any other end
 
 
 def _end_with_the_command(folder: str) -> None:
