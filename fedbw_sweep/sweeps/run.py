@@ -18,6 +18,7 @@ from rich.markup import escape
 from torch import nn
 
 from fedbw_sweep.backends.base import backend_of, set_verbosity
+from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.console import message_console
 from fedbw_sweep.cost.prediction import oversized
@@ -111,15 +112,16 @@ def check(alike: Sequence[RunConfig]) -> None:
         each.optimizer.instantiate("optimizer", [nn.Parameter(torch.zeros(1))], lr=each.lr)
     text = federated_text(config)
     check_model(model, config.model, text)
-    checked, warned = set[str](), set[str]()
+    shapes, warned = dict[str, tuple[Layout, int]](), set[str]()
     for each in alike:
         each.sampler(text.clients.sequences(each.sequence_length)).cohort(1)
-        own = copy.deepcopy(model)
-        freeze(own, each.trainable, each.seed)
-        warned |= {*oversized(each, layout_of(own), 4 * frozen_parameters(own))}
-        if str(each.trainable) not in checked:
-            checked.add(str(each.trainable))
+        trainable = str(each.trainable)
+        if trainable not in shapes:
+            own = copy.deepcopy(model)
+            freeze(own, each.trainable, each.seed)
             check_step(own, config.model, text)
+            shapes[trainable] = layout_of(own), 4 * frozen_parameters(own)
+        warned |= {*oversized(each, *shapes[trainable])}
     for warning in sorted(warned):
         message_console().print(f"[yellow]warning[/yellow]: {escape(warning)}", soft_wrap=True)
 
