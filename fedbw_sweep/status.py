@@ -27,6 +27,7 @@ from fedbw_sweep.console import (
 )
 from fedbw_sweep.errors import DamagedError
 from fedbw_sweep.records.check import HASHES
+from fedbw_sweep.records.checkpoint import read_checkpoint
 from fedbw_sweep.records.disk import weigh
 from fedbw_sweep.records.find import find_records
 from fedbw_sweep.records.folder import check_run, read_run
@@ -69,6 +70,8 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
             )
         elif status == "missing":
             remaining += 1
+        if state is None and status != "done":
+            detail = "; ".join(filter(None, [detail, _kept(sweep_dir / run)]))
         rows.append((run, status, detail))
     runs = pd.DataFrame(rows, columns=["run_id", "status", "detail"])
     runs.insert(1, "settings", run_labels(results, varying_settings(results)).to_numpy())
@@ -81,6 +84,15 @@ def sweep_status(sweep_dir: Path) -> tuple[pd.DataFrame, float]:
     if not under_way or not seconds:
         return runs, math.nan
     return runs, remaining * float(pd.Series(seconds).median()) / under_way
+
+
+def _kept(folder: Path) -> str | None:
+    """Say how far a run was that is to go on; None if it starts over."""
+    try:
+        checkpoint = read_checkpoint(folder)
+    except DamagedError:
+        return None
+    return None if checkpoint is None else f"round {checkpoint.round} is kept"
 
 
 def check(sweep_dir: Path) -> tuple[list[str], int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -13,7 +13,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedbw_sweep.config.groups import BackendConfig
 from fedbw_sweep.federation.client import client_app
-from fedbw_sweep.federation.job import Job, Sink, server_app
+from fedbw_sweep.federation.job import Job, server_app
+from fedbw_sweep.federation.runs import Sink
+from fedbw_sweep.records.checkpoint import Store
 
 Tamper = Callable[[Message], Message | None]
 
@@ -44,6 +46,14 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         raise NotImplementedError
 
+    def hold(self, nodes: Iterable[int]) -> Iterator[tuple[int, RecordDict]]:
+        """See `StatefulGrid`: records are not changed in place, so that a shallow copy will do."""
+        held = {node: RecordDict(dict(self.contexts[node].state)) for node in nodes}
+        return iter(held.items())
+
+    def give(self, node: int, kept: RecordDict) -> None:
+        self.contexts[node].state = kept
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -66,8 +76,8 @@ class LocalBackend:
         """Stand in for `backend_of`."""
         return self
 
-    def run(self, job: Job, sink: Sink) -> None:
+    def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 0, 1
         clients = job.config.num_clients
         grid = LocalGrid(clients, client_app(job), random.Random(self.order), self.tamper)
-        server_app(job, sink)(grid, Context(0, 0, {}, RecordDict(), {}))
+        server_app(job, sinks, store)(grid, Context(0, 0, {}, RecordDict(), {}))

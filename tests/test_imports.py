@@ -21,6 +21,7 @@ ORDER = [
     "extras",
     "seeding",
     "environment",
+    "shutdown",
     "config.section",
     "config.defaults",
     "config.renames",
@@ -175,6 +176,8 @@ TESTED_BY = {
     "federation.job": "federation/test_rounds.py",
     "federation.rows": "federation/test_rounds.py",
     "federation.shared": "federation/test_frozen.py",
+    "federation.keeper": "sweeps/test_trajectories.py",  # through what goes on
+    "federation.runs": "sweeps/test_trajectories.py",
     "federation.packing": "federation/test_ledger.py",  # by the bytes that are counted
     "model.architecture": "model/test_reported.py",
     "clean": "records/test_disk.py",
@@ -189,6 +192,8 @@ TESTED_BY = {
     "records.status": "records/test_damage.py",
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
+    "records.trees": "records/test_checkpoint.py",
+    "shutdown": "sweeps/test_simulation.py",
     "report.build": "report/test_spec.py",
     "report.charts": "report/test_page.py",  # in a browser
     "report.drawing": "report/test_figure.py",

@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 
 from fedbw_sweep import __main__ as cli
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.federation.job import Job, Sink
+from fedbw_sweep.federation.job import Job
+from fedbw_sweep.federation.runs import Sink
+from fedbw_sweep.records.checkpoint import Store
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.sweeps import plugin, preflight, run, sweep
 
@@ -39,9 +41,9 @@ def command(
         def runs_at_a_time(self, configs: Sequence[RunConfig]) -> int:
             return 1
 
-        def run(self, job: Job, sink: Sink) -> None:
+        def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
             trained.append(job)
-            super().run(job, sink)
+            super().run(job, sinks, store)
 
     monkeypatch.setattr(run, "backend_of", Backend())
     monkeypatch.setattr(preflight, "backend_of", Backend())

@@ -13,7 +13,9 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ConfigError
 
 if TYPE_CHECKING:  # it imports torch, which loads while a backend starts
-    from fedbw_sweep.federation.job import Job, Sink
+    from fedbw_sweep.federation.job import Job
+    from fedbw_sweep.federation.runs import Sink
+    from fedbw_sweep.records.checkpoint import Store
 
 
 @runtime_checkable
@@ -37,8 +39,16 @@ class Backend(Protocol):
     def runs_at_a_time(self, configs: Sequence[RunConfig]) -> int:
         """Say how many runs of a sweep go on at the same time."""
 
-    def run(self, job: Job, sink: Sink) -> None:
-        """Do a run to its end; rows go into the sink as they are measured.
+    def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
+        """Do a job's runs to their ends; rows go into their sinks as they are measured.
+
+        Parameters
+        ----------
+        job : Job
+        sinks : sequence of Sink
+            One for each of ``job.configs``, in their order.
+        store : Store, optional
+            Where checkpoints are kept, and gone on from.
 
         Raises
         ------

@@ -12,7 +12,9 @@ from fedbw_sweep.config.groups import BackendConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.environment import cores
 from fedbw_sweep.federation.client import client_app
-from fedbw_sweep.federation.job import Job, Sink, server_app
+from fedbw_sweep.federation.job import Job, server_app
+from fedbw_sweep.federation.runs import Sink
+from fedbw_sweep.records.checkpoint import Store
 
 
 class FlowerBackend:
@@ -28,9 +30,9 @@ class FlowerBackend:
         """See `Backend`: Flower's engine insists on the main thread."""
         return 1
 
-    def run(self, job: Job, sink: Sink) -> None:
+    def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
         """See `Backend`."""
-        simulate(job.config, server_app(job, sink), client_app(job))
+        simulate(job.config, server_app(job, sinks, store), client_app(job))
 
 
 def simulate(config: RunConfig, server: ServerApp, client: ClientApp) -> None:

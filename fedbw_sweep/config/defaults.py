@@ -165,7 +165,7 @@ def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-ADDED = "evaluate_every", "sampling"
+ADDED = "evaluate_every", "sampling", "stop_at_loss", "stop_at_mb"
 """Top-level keys that were added after format 2, so that records may lack them."""
 
 

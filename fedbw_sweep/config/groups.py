@@ -211,6 +211,14 @@ class RecordsConfig(Section):
     retry_s: float = Field(ge=0, allow_inf_nan=False, description="seconds, at least 0")
 
 
+class CheckpointConfig(Section):
+    """The state of a run between its rounds."""
+
+    enabled: bool
+    keep_mb: float = Field(ge=0, allow_inf_nan=False, description="MB (10^6 bytes), at least 0")
+    source: str | None
+
+
 class BackendConfig(Section):
     """What executes the clients; changes nothing in the results."""
 

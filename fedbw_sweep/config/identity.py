@@ -188,6 +188,21 @@ def run_id_of(science: Science, numerics: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+ENDINGS = "rounds", "stop_at_loss", "stop_at_mb"
+"""Settings that say after which round a run ends, and change nothing before."""
+
+
+def trajectory_of(science: Science) -> str:
+    """Name what a run trains like, round by round: the run without `ENDINGS`.
+
+    Runs of one trajectory are trained once, to the end of the longest. Nothing that computes is
+    told any of `ENDINGS`, but for what a user's own config hands on, such as ``${rounds}`` in a
+    parameter: it is another value for other rounds, so that such runs share nothing.
+    """
+    kept = {key: value for key, value in science.items() if key not in ENDINGS}
+    return run_id_of(kept, numerics_of(science))
+
+
 _NOTHING = object()
 
 _SCALARS = {str, bool, int, float, type(None)}

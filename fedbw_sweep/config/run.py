@@ -14,6 +14,7 @@ from pydantic import Field
 from fedbw_sweep.config.defaults import choice, groups, is_own, with_defaults
 from fedbw_sweep.config.groups import (
     BackendConfig,
+    CheckpointConfig,
     ClaimsConfig,
     ClientsConfig,
     CompressionConfig,
@@ -24,7 +25,7 @@ from fedbw_sweep.config.groups import (
     ServerConfig,
     TrainableConfig,
 )
-from fedbw_sweep.config.identity import numerics_of, run_id_of
+from fedbw_sweep.config.identity import numerics_of, run_id_of, trajectory_of
 from fedbw_sweep.config.renames import rename_settings
 from fedbw_sweep.config.section import Choice, Section
 from fedbw_sweep.console import message_console
@@ -34,6 +35,7 @@ from fedbw_sweep.sampling import Numbers, Sampler, SamplingRule
 EXECUTION_KEYS = frozenset(
     {
         "backend",
+        "checkpoint",
         "claims",
         "device",
         "logger",
@@ -61,6 +63,12 @@ class RunConfig(Section):
     proximal_mu: float = Field(ge=0, allow_inf_nan=False, description="at least 0")
     upload: Literal["update", "weights"] = Field(description="what clients encode and send")
     seed: int = Field(ge=0, description="at least 0")
+    stop_at_loss: float | None = Field(
+        allow_inf_nan=False, description="a held-out loss in nats per token, or null"
+    )
+    stop_at_mb: float | None = Field(
+        gt=0, allow_inf_nan=False, description="MB (10^6 bytes) of payload, above 0, or null"
+    )
     evaluate_every: int = Field(ge=1, description="rounds, at least 1")
     clients: ClientsConfig
     sampling: Choice
@@ -80,6 +88,7 @@ class RunConfig(Section):
     sweep: str
     claims: ClaimsConfig
     records: RecordsConfig
+    checkpoint: CheckpointConfig
     verbose: bool
 
     @classmethod
@@ -158,6 +167,11 @@ class RunConfig(Section):
         """See `run_id_of`."""
         science = self.science
         return run_id_of(science, numerics_of(science))
+
+    @property
+    def trajectory(self) -> str:
+        """See `trajectory_of`."""
+        return trajectory_of(self.science)
 
 
 @cache

@@ -23,8 +23,10 @@ from fedbw_sweep.federation.ledger import METRICS, ClientAppCallable, metering_m
 from fedbw_sweep.federation.packing import (
     ARRAYS,
     CLIENT,
+    COMPRESSOR,
     CONFIG,
     FROZEN,
+    MODEL,
     ROUND,
     pack,
     pack_state,
@@ -112,13 +114,13 @@ def _receive(
         return unpack(arrays, compressor, layout)
     payload, exact = split(arrays, layout.exact_bytes)
     model = None
-    if (held := context.state.array_records.get("model")) is not None:
-        model = np.asarray(unpack_state(held)["model"], np.float32)
+    if (held := context.state.array_records.get(MODEL)) is not None:
+        model = np.asarray(unpack_state(held)[MODEL], np.float32)
     elif config.initial_model == "known":
         model = initial_vector(config)
     rounds = min(server_round, config.rounds) - 1
     received = rebuild(payload, model, compressor, layout, rounds)
-    context.state["model"] = pack_state({"model": received})
+    context.state[MODEL] = pack_state({MODEL: received})
     return received, bytes(exact)
 
 
@@ -132,10 +134,10 @@ def _encode(
 ) -> bytes:
     """Encode what goes up; what error feedback or the method keeps stays in this client's state."""
     encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
-    held = context.state.array_records.get("compressor", ArrayRecord())
+    held = context.state.array_records.get(COMPRESSOR, ArrayRecord())
     payload, state = encode(compressor, upload, layout, rng, unpack_state(held))
     if state:
-        context.state["compressor"] = pack_state(state)
+        context.state[COMPRESSOR] = pack_state(state)
     return payload
 
 

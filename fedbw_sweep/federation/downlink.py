@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,11 +34,33 @@ class Downlink(Protocol):
     def replied(self, client: int) -> None:
         """Note that a client has what it was sent this round."""
 
-    def state(self) -> dict[str, Any]:
-        """Return all that the next round depends on."""
+    @property
+    def made(self) -> bytes:
+        """What this round has added to the updates that clients' models are made of."""
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+    def state(self) -> dict[str, Any]:
+        """Return all that the next round depends on, but for those updates."""
+
+    def load(
+        self, state: dict[str, Any], initial: FloatVector, made: bytes
+    ) -> Iterator[tuple[FloatVector, list[int]]]:
+        """Go on from what `state` returned; yield each model that clients hold, and which do.
+
+        Nothing else may be called before the iterator is at its end.
+
+        Parameters
+        ----------
+        state : dict
+        initial : ndarray of float32, shape (layout.size,)
+            The global model before the first round.
+        made : bytes
+            `made` of all rounds so far, joined.
+
+        Raises
+        ------
+        PayloadError
+            If the updates are damaged.
+        """
 
 
 def downlink(config: RunConfig, layout: Layout) -> Downlink:
@@ -64,12 +87,20 @@ class Weights:
     def replied(self, client: int) -> None:
         """See `Downlink`."""
 
+    @property
+    def made(self) -> bytes:
+        """See `Downlink`: clients keep no model."""
+        return b""
+
     def state(self) -> dict[str, Any]:
         """See `Downlink`: nothing is kept."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(
+        self, state: dict[str, Any], initial: FloatVector, made: bytes
+    ) -> Iterator[tuple[FloatVector, list[int]]]:
         """See `Downlink`."""
+        return iter(())
 
 
 class Differences:
@@ -104,6 +135,7 @@ class Differences:
         self.held = self.latest = np.empty(0, np.float32)
         self.version, self.version_of = 0, dict[int, int]()
         self.updates: deque[bytes] = deque()  # the last ones, with their lengths
+        self.made = b""
         self.compressor_state: State = {}
 
     def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
@@ -133,7 +165,11 @@ class Differences:
         decoded = self.compressor.decode(payload, self.layout)
         self.held = _add(self.held, decoded, out=decoded)
         self.version += 1
-        self.updates.append(LENGTH.pack(len(payload)) + payload)
+        self.made = LENGTH.pack(len(payload)) + payload
+        self._keep(self.made)
+
+    def _keep(self, update: bytes) -> None:
+        self.updates.append(update)
         while sum(map(len, self.updates)) > 4 * self.layout.size:
             self.updates.popleft()
 
@@ -154,22 +190,34 @@ class Differences:
         self.version_of[client] = self.version
 
     def state(self) -> dict[str, Any]:
-        """See `Downlink`."""
+        """See `Downlink`: `held` and the models of all clients are made of the updates."""
         return {
-            "held": self.held,
-            "latest": self.latest,
+            "latest": None if self.error_feedback else self.latest,
             "version": self.version,
             "version_of": dict(self.version_of),
-            "updates": list(self.updates),
             "compressor": self.compressor_state,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(
+        self, state: dict[str, Any], initial: FloatVector, made: bytes
+    ) -> Iterator[tuple[FloatVector, list[int]]]:
         """See `Downlink`."""
-        self.held, self.latest = state["held"], state["latest"]
         self.version, self.version_of = state["version"], dict(state["version_of"])
-        self.updates = deque(state["updates"])
         self.compressor_state = state["compressor"]
+        updates = _updates(memoryview(made), self.version, self.version)
+        holders = defaultdict(list)
+        for client, version in self.version_of.items():
+            holders[version].append(client)
+        self.held = initial
+        for version in range(self.version + 1):
+            if version:
+                update = updates[version - 1]
+                self._keep(LENGTH.pack(len(update)) + bytes(update))
+                decoded = self.compressor.decode(update, self.layout)
+                self.held = _add(self.held, decoded, out=decoded)
+            if version in holders:
+                yield self.held, holders[version]
+        self.latest = self.held if self.error_feedback else state["latest"]
 
 
 def rebuild(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -39,15 +39,20 @@ class Exchange:
         The arrays that travel.
     frozen : bytes
         The frozen arrays, for the first message to each client; empty if clients have them.
+    may_end : callable
+        Whether a run may end with a round, so that the parts of its uplink are counted.
     """
 
-    def __init__(self, config: RunConfig, layout: Layout, frozen: bytes) -> None:
+    def __init__(
+        self, config: RunConfig, layout: Layout, frozen: bytes, may_end: Callable[[int], bool]
+    ) -> None:
         self.config, self.layout, self.frozen = config, layout, frozen
+        self.may_end = may_end
         self.compressor = config.compression.build()
         self.downlink = downlink(config, layout)
         self.ledger = Ledger(layout.dense_bytes)
         self.reports: defaultdict[int, list[ClientReport]] = defaultdict(list)  # by round
-        self.parts: Counter[tuple[str, str]] = Counter()  # bytes of the last round's uplink
+        self.parts: Counter[tuple[str, str]] = Counter()  # bytes of the round's uplink
         self.decode_seconds: defaultdict[int, float] = defaultdict(float)  # by round
         self.replied: set[int] = set()  # clients that hold the frozen arrays
 
@@ -71,6 +76,7 @@ class Exchange:
         exact : bytes
             Its arrays that are not floating point.
         """
+        self.parts = Counter()
         self.downlink.prepare(number, vector, exact)
 
         @cache  # what is the same is stored once
@@ -119,18 +125,25 @@ class Exchange:
         started = time.perf_counter()
         upload, exact = unpack(arrays, self.compressor, self.layout)
         self.decode_seconds[number] += time.perf_counter() - started
-        if number == self.config.rounds:
+        if self.may_end(number):
             self.parts += parts(arrays, self.compressor, self.layout)
         return upload, exact, report
 
     def state(self) -> dict[str, Any]:
-        """Return what clients are known to hold."""
-        return {"downlink": self.downlink.state(), "replied": sorted(self.replied)}
+        """Return what clients are known to hold, and the parts of the round's uplink."""
+        return {
+            "downlink": self.downlink.state(),
+            "replied": sorted(self.replied),
+            "parts": [[*part, count] for part, count in self.parts.items()],
+        }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        self.downlink.load(state["downlink"])
+    def load(
+        self, state: dict[str, Any], initial: FloatVector, made: bytes
+    ) -> Iterator[tuple[FloatVector, list[int]]]:
+        """Go on where `state` was taken; see `Downlink.load`."""
         self.replied = set(state["replied"])
+        self.parts = Counter({(tensor, part): count for tensor, part, count in state["parts"]})
+        return self.downlink.load(state["downlink"], initial, made)
 
 
 def in_order(

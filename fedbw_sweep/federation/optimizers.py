@@ -9,7 +9,7 @@ Adagrad are others: they correct the bias of their means, and start the second m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -139,11 +139,25 @@ class ServerStep:
         with np.errstate(over="ignore", invalid="ignore"):
             return self.model.numpy().astype(np.float32)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the optimizer keeps anything between rounds, which a step changes in place."""
+        return bool(self.optimizer.state)
+
     def state(self) -> dict[str, Any]:
-        """Return what the optimizer keeps between rounds."""
+        """Return what the optimizer keeps between rounds; arrays share its memory."""
         kept: dict[str, Any] = self.optimizer.state_dict()
-        return kept
+        return _mapped(kept, torch.Tensor, lambda tensor: tensor.numpy())  # type: ignore[no-any-return]
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(_mapped(state, np.ndarray, torch.as_tensor))
+
+
+def _mapped(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Change what is of one kind in nested dictionaries and lists."""
+    if isinstance(tree, dict):
+        return {key: _mapped(value, kind, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_mapped(value, kind, change) for value in tree]
+    return change(tree) if isinstance(tree, kind) else tree

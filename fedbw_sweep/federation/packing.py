@@ -18,6 +18,10 @@ ARRAYS, CONFIG = "arrays", "config"
 CLIENT, ROUND, FROZEN = "client", "round", "frozen"
 
 
+MODEL, COMPRESSOR = "model", "compressor"
+"""What a client's state holds: the model that updates are added to, and what its method keeps."""
+
+
 ENCODED = "fedbw.encoded"
 """Serialisation type of a payload: Flower refuses to average what it does not know."""
 

@@ -27,15 +27,14 @@ SUMMED = (
 """Columns of ``rounds.csv`` that add up to the run's."""
 
 
+LOSSES = "loss", "perplexity", "bits_per_byte"
+"""Columns of ``rounds.csv`` that an evaluation fills."""
+
+
 def round_row(
-    server: Server,
-    number: int,
-    loss: float | None,
-    tokens_per_byte: float,
-    prediction: Prediction | None,
-    earlier: Mapping[str, Any],
+    server: Server, number: int, prediction: Prediction | None, earlier: Mapping[str, Any]
 ) -> Row:
-    """Make a row of ``rounds.csv``.
+    """Make a row of ``rounds.csv``, without a loss.
 
     Parameters
     ----------
@@ -43,10 +42,6 @@ def round_row(
         After the round.
     number : int
         The round; 0 is the initial model.
-    loss : float or None
-        Held-out loss in nats per token, where the round was evaluated.
-    tokens_per_byte : float
-        Of the held-out text.
     prediction : Prediction or None
         The run's.
     earlier : mapping
@@ -60,9 +55,7 @@ def round_row(
     reports = server.exchange.reports[number]
     return {
         "round": number,
-        "loss": loss,
-        "perplexity": None if loss is None else math.exp(loss),
-        "bits_per_byte": None if loss is None else loss / math.log(2) * tokens_per_byte,
+        **dict.fromkeys(LOSSES),
         "train_loss": _mean_train_loss(reports),
         "clients": len(reports),
         "uplink_bytes": uplink,
@@ -76,6 +69,23 @@ def round_row(
         "predicted_bytes": None if prediction is None else prediction.round_bytes(number),
         "cumulative_uplink_bytes": uplink + earlier.get("cumulative_uplink_bytes", 0),
         "cumulative_bytes": uplink + downlink + earlier.get("cumulative_bytes", 0),
+    }
+
+
+def losses(loss: float, tokens_per_byte: float) -> Row:
+    """Return the columns `LOSSES`.
+
+    Parameters
+    ----------
+    loss : float
+        Held-out loss in nats per token.
+    tokens_per_byte : float
+        Of the held-out text.
+    """
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
     }
 
 
@@ -114,11 +124,11 @@ def summary(
     Parameters
     ----------
     server : Server
-        After its last round.
+        After the run's last round.
     model : nn.Module
         Whose frozen part is the run's.
     prediction : Prediction or None
-        The run's.
+        The run's, had it done every round.
     rounds : sequence of dict
         Its rows of ``rounds.csv``.
     """
@@ -139,7 +149,7 @@ def summary(
         "total_bytes": total,
         "frozen_bytes": sum(entry.frozen_bytes for entry in server.exchange.ledger.entries),
         "initial_loss": rounds[0]["loss"],
-        **{name: last[name] for name in ("loss", "perplexity", "bits_per_byte")},
+        **{name: last[name] for name in LOSSES},
         "model_hash": digest.hexdigest(),
     }
     if total:
@@ -150,6 +160,6 @@ def summary(
         made["whole_model_ratio"] = updates * whole_model_bytes(model) / uplink
         made["bits_per_coordinate"] = 8 * uplink / (updates * layout.size)
     if prediction is not None:
-        made["predicted_bytes"] = prediction.total_bytes
+        made["predicted_bytes"] = sum(row["predicted_bytes"] for row in rounds)
         made["prediction"] = prediction.basis
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -14,11 +14,10 @@ from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federation.average import WeightedMean
 from fedbw_sweep.federation.exchange import Exchange, in_order
 from fedbw_sweep.federation.optimizers import ServerStep
-from fedbw_sweep.records.schema import End
 from fedbw_sweep.sampling import Numbers
 
-Evaluate = Callable[[int, "Server"], End | None]
-"""Evaluates and records the global model after a round; it may end the run, saying how."""
+Evaluate = Callable[[int, "Server"], bool]
+"""Evaluates and records the global model after a round; says whether to end there."""
 
 
 class Server:
@@ -42,6 +41,8 @@ class Server:
         The frozen arrays, for the first message to each client; empty if clients have them.
     sizes : ndarray of int64, shape (num_clients,)
         Training sequences of each client.
+    may_end : callable
+        Whether a run may end with a round; unless it is given, with the last one alone.
     """
 
     def __init__(
@@ -52,16 +53,30 @@ class Server:
         exact: bytes,
         frozen: bytes,
         sizes: Numbers,
+        may_end: Callable[[int], bool] | None = None,
     ) -> None:
         self.config, self.layout = config, layout
         self.vector, self.exact = vector, exact
         self.sampler = config.sampler(sizes)
-        self.exchange = Exchange(config, layout, frozen)
+        self.exchange = Exchange(config, layout, frozen, may_end or config.rounds.__eq__)
         self.server_step = ServerStep(config.server)
-        self.finished = -1  # the last round that is over; 0 is the initial model's evaluation
+        self.finished = 0  # the last round that is over; 0 is the initial model
 
-    def run(self, grid: Grid, evaluate: Evaluate) -> End:
-        """Do the rounds that are left, each evaluated after its step; say how the run ended.
+    def run(
+        self, grid: Grid, evaluate: Evaluate, before_step: Callable[[], None] = lambda: None
+    ) -> None:
+        """Do the rounds that are left, each evaluated after its step.
+
+        Rounds that are over are evaluated again, which costs nothing where they are recorded.
+
+        Parameters
+        ----------
+        grid : Grid
+            The clients.
+        evaluate : callable
+            See `Evaluate`.
+        before_step : callable
+            Called before what `state` returned changes in place.
 
         Raises
         ------
@@ -75,15 +90,16 @@ class Server:
         nodes = sorted(grid.get_node_ids())
         if len(nodes) != self.config.num_clients:
             raise ClientError(f"{len(nodes)} of {self.config.num_clients} clients are connected")
-        for number in range(self.finished + 1, self.config.rounds + 1):
-            if number:
-                self._train(number, grid, nodes)
-            self.finished = number
-            if end := evaluate(number, self):
-                return end
-        return End("rounds")
+        for number in range(self.config.rounds + 1):
+            if number > self.finished:
+                self._train(number, grid, nodes, before_step)
+                self.finished = number
+            if evaluate(number, self):
+                return
 
-    def _train(self, number: int, grid: Grid, nodes: list[int]) -> None:
+    def _train(
+        self, number: int, grid: Grid, nodes: list[int], before_step: Callable[[], None]
+    ) -> None:
         cohort = self.sampler.cohort(number)
         messages = self.exchange.instruct(number, cohort, nodes, self.vector, self.exact)
         replies = grid.send_and_receive(messages, timeout=self.config.backend.client_timeout_s)
@@ -94,6 +110,7 @@ class Server:
             mean.add(upload, exact, weight, report.examples)
         if not mean.weight:  # all dropped out: the model stays
             return
+        before_step()
         self.vector = self.server_step(self.vector, mean.take(), self.config.upload)
         self.exact = mean.exact
         if not all_finite(self.vector):
@@ -102,7 +119,10 @@ class Server:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return all that the next round depends on; what clients keep is the grid's."""
+        """Return all that the next round depends on, without copies, but what clients keep.
+
+        Arrays of the optimizer's change in place with the next step, all others never.
+        """
         return {
             "round": self.finished,
             "vector": self.vector,
@@ -111,8 +131,14 @@ class Server:
             "exchange": self.exchange.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on after the round that `state` was taken in."""
+    def load(self, state: dict[str, Any], made: bytes) -> Iterator[tuple[FloatVector, list[int]]]:
+        """Go on after the round that `state` was taken in, from a server that has done none.
+
+        See `Downlink.load`, whose `made` it is and which yields the models that clients hold.
+        """
+        initial = self.vector
+        if state["vector"].shape != initial.shape or state["vector"].dtype != initial.dtype:
+            raise ValueError(f"a model of {state['vector'].shape} {state['vector'].dtype}")
         self.finished, self.vector, self.exact = state["round"], state["vector"], state["exact"]
         self.server_step.load(state["optimizer"])
-        self.exchange.load(state["exchange"])
+        return self.exchange.load(state["exchange"], initial, made)

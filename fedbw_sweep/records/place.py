@@ -62,7 +62,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_folder(
-    place: Path, files: Mapping[str, bytes], keeps: Callable[[Path], bool] = lambda there: False
+    place: Path,
+    files: Mapping[str, bytes],
+    keeps: Callable[[Path], bool] = lambda there: False,
+    carried: str | None = None,
 ) -> bool:
     """Write a folder beside its place and rename it there.
 
@@ -76,6 +79,8 @@ def write_folder(
         Written in this order.
     keeps : callable
         Whether a folder that is in its place stays instead.
+    carried : str, optional
+        A folder in the one in its place that the new one is to have as well.
 
     Returns
     -------
@@ -87,6 +92,8 @@ def write_folder(
         folder.mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
+        if carried is not None and (place / carried).is_dir():
+            shutil.copytree(place / carried, folder / carried, copy_function=_link)
         for _ in range(TRIES):
             if os.path.lexists(place):  # an empty folder would be replaced, a full one is not
                 if keeps(place):
@@ -102,6 +109,14 @@ def write_folder(
         raise ResultsError(f"{place} cannot be written: others write there all the time")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file another name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _move_away(place: Path, keeps: Callable[[Path], bool]) -> None:

@@ -27,6 +27,10 @@ CONFIG, MESSAGES, PARTS = "config.yaml", "messages.parquet", "parts.csv"
 TIMING, STATUS = "timing.csv", "status.json"
 
 
+CHECKPOINT = "checkpoint"
+"""A folder in the run's."""
+
+
 FORMAT_2 = 2
 READ = FORMAT_2, RECORD_FORMAT
 """The record formats that are read."""

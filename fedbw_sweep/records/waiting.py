@@ -33,14 +33,19 @@ class Writer:
         retry_s: float,
     ) -> None:
         self.sweep_dir, self.say, self.retry_s = sweep_dir, say, retry_s
-        self._waiting: dict[str, tuple[Mapping[str, bytes], float]] = {}
+        self._waiting: dict[str, tuple[Mapping[str, bytes], bool, float]] = {}
         self._lost: list[str] = []
         self._changed = Condition()
         self._thread: Thread | None = None
 
-    def write(self, run_id: str, files: Mapping[str, bytes]) -> bool:
-        """Write a run's folder, or keep its files and try again; return whether it is written."""
-        why = self._attempt(run_id, files)
+    def write(
+        self, run_id: str, files: Mapping[str, bytes], *, with_checkpoint: bool = False
+    ) -> bool:
+        """Write a run's folder, or keep its files and try again; return whether it is written.
+
+        Arguments are those of `put_run`.
+        """
+        why = self._attempt(run_id, files, with_checkpoint)
         if why is None:
             return True
         self.say(
@@ -48,7 +53,7 @@ class Writer:
             f"{self.retry_s:g} s: make room in {self.sweep_dir}, or let it be written to"
         )
         with self._changed:
-            self._waiting[run_id] = files, time.monotonic() + self.retry_s
+            self._waiting[run_id] = files, with_checkpoint, time.monotonic() + self.retry_s
             if self._thread is None:
                 self._thread = Thread(target=self._retry, daemon=True)
                 self._thread.start()
@@ -68,10 +73,12 @@ class Writer:
             given_up = [f"run {run_id} is lost: it still waited" for run_id in self._waiting]
             return [*self._lost, *given_up]
 
-    def _attempt(self, run_id: str, files: Mapping[str, bytes]) -> str | None:
+    def _attempt(
+        self, run_id: str, files: Mapping[str, bytes], with_checkpoint: bool
+    ) -> str | None:
         try:
             self.sweep_dir.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it
-            put_run(run_id, files, self.sweep_dir)
+            put_run(run_id, files, self.sweep_dir, with_checkpoint=with_checkpoint)
         except OSError as error:
             return error.strerror or str(error)
         except ResultsError as error:
@@ -83,8 +90,8 @@ class Writer:
             time.sleep(PAUSE_S)
             with self._changed:
                 waiting = dict(self._waiting)
-            for run_id, (files, until) in waiting.items():
-                why = self._attempt(run_id, files)
+            for run_id, (files, with_checkpoint, until) in waiting.items():
+                why = self._attempt(run_id, files, with_checkpoint)
                 if why is not None and time.monotonic() < until:
                     continue
                 with self._changed:

@@ -25,6 +25,7 @@ from fedbw_sweep.records.folder import check_run, is_run
 from fedbw_sweep.records.place import set_aside, write_file, write_folder
 from fedbw_sweep.records.schema import (
     ARROW,
+    CHECKPOINT,
     CONFIG,
     MESSAGES,
     MESSAGES_COLUMNS,
@@ -109,7 +110,9 @@ class RunRecord:
         return put_run(self.config.run_id, self.files(), sweep_dir)
 
 
-def put_run(run_id: str, files: Mapping[str, bytes], sweep_dir: Path) -> bool:
+def put_run(
+    run_id: str, files: Mapping[str, bytes], sweep_dir: Path, *, with_checkpoint: bool = False
+) -> bool:
     """Put a run's folder in its place, whole; see `RunRecord.write`.
 
     Parameters
@@ -118,6 +121,8 @@ def put_run(run_id: str, files: Mapping[str, bytes], sweep_dir: Path) -> bool:
     files : mapping of str to bytes
         What `RunRecord.files` returns.
     sweep_dir : pathlib.Path
+    with_checkpoint : bool
+        Whether the checkpoint that is there is kept.
 
     Raises
     ------
@@ -126,7 +131,12 @@ def put_run(run_id: str, files: Mapping[str, bytes], sweep_dir: Path) -> bool:
     """
     place = sweep_dir / run_id
     check_and_set_aside(place)
-    return write_folder(place, files, lambda there: _device_of(there, run_id) is not None)
+    return write_folder(
+        place,
+        files,
+        lambda there: _device_of(there, run_id) is not None,
+        CHECKPOINT if with_checkpoint else None,
+    )
 
 
 def _config(config: RunConfig) -> bytes:

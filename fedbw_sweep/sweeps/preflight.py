@@ -42,6 +42,8 @@ def prepare(configs: Sequence[RunConfig], folder: Path, folder_key: str, *, here
     for config in configs:
         if here and config.backend != configs[0].backend:
             raise ConfigError("backend", config.backend.name, "must be the same for all runs")
+        if (source := config.checkpoint.source) is not None and not Path(source).is_dir():
+            raise ConfigError("checkpoint.source", source, "must be a sweep's or a run's folder")
         if config.objective not in OBJECTIVES:
             known = f"no number in results.csv; there are: {', '.join(OBJECTIVES)}"
             raise ConfigError("objective", config.objective, known)

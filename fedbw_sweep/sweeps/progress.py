@@ -46,6 +46,10 @@ class Bars:
         self._all = self._bars.add_task("all", total=runs, unit="run", status="", visible=runs > 1)
         self._lock, self._running = Lock(), set[TaskID]()
 
+    def advance(self) -> None:
+        """Count one more run as ended."""
+        self._bars.advance(self._all)
+
     @contextmanager
     def run(self, label: str, rounds: int) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Show one run's rounds, loss and MB as they come; yield what each round's row goes to.
@@ -71,7 +75,6 @@ class Bars:
             yield observe
         finally:
             self._bars.remove_task(task)
-            self._bars.advance(self._all)
             with self._lock:
                 self._running.remove(task)
                 if not self._running:

@@ -6,7 +6,7 @@ import copy
 import os
 import platform
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.trainable import freeze
 from fedbw_sweep.model.vector import frozen_parameters, layout_of
+from fedbw_sweep.records.checkpoint import Made, Store
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.training.check import check_model, check_step
@@ -37,14 +38,29 @@ from fedbw_sweep.training.process import pick_device, prepare_process
 Observer = Callable[[dict[str, Any]], None]
 """Called with each row of ``rounds.csv`` as it is measured."""
 
+COMPUTING = "torch", "transformers", "numpy"
+"""Packages of another version of which no run is gone on with: last digits might differ."""
+
 RECORDED_PACKAGES = ("flwr", "ray", "torch", "transformers", "numpy", "pandas", "hydra-core")
 
 
 class _Recorder:
-    """The sink of a run in this process: fills its record and shows its rounds."""
+    """The sink of a run in this process: fills its record, shows its rounds, and says when it ends.
 
-    def __init__(self, record: RunRecord, observe: Observer) -> None:
-        self.record, self.observe = record, observe
+    Parameters
+    ----------
+    record : RunRecord
+    observe : callable
+        See `Observer`.
+    ended : callable
+        Called with the record, once.
+    """
+
+    def __init__(
+        self, record: RunRecord, observe: Observer, ended: Callable[[RunRecord], None]
+    ) -> None:
+        self.record, self.observe, self.ended = record, observe, ended
+        self.fault: Exception | None = None  # of `ended`: no reason of the run's
 
     def row(self, table: str, row: dict[str, Any]) -> End | None:
         """See `Sink`."""
@@ -58,33 +74,76 @@ class _Recorder:
         """See `Sink`."""
         self.record.summary, self.record.status = summary, "done"
         self.record.end, self.record.error = end.how, end.reason
+        try:
+            self.ended(self.record)
+        except Exception as error:
+            self.fault = error
+            raise
 
 
 def execute(config: RunConfig, sweep_dir: Path, observe: Observer = lambda row: None) -> RunRecord:
-    """Do one run and leave its folder in `sweep_dir`; see `train`."""
-    record = train(config, observe)
+    """Do one run from its start and leave its folder in `sweep_dir`; see `train`."""
+    [record] = train([config], {config.run_id: observe})
     record.write(sweep_dir)
     return record
 
 
-def train(config: RunConfig, observe: Observer) -> RunRecord:
-    """Do one run.
+def train(
+    configs: Sequence[RunConfig],
+    observe: Mapping[str, Observer],
+    ended: Callable[[RunRecord], None] = lambda record: None,
+    store: Store | None = None,
+) -> list[RunRecord]:
+    """Do runs of one trajectory.
 
-    The record of a run that fails says so, with its reason.
+    Parameters
+    ----------
+    configs : sequence of RunConfig
+    observe : mapping of str to callable
+        An `Observer` for each run, by its id.
+    ended : callable
+        Called with the record of each run as it ends. That of a run that fails says so, with its
+        reason.
+    store : Store, optional
+        Where checkpoints are kept, and gone on from.
+
+    Returns
+    -------
+    list of RunRecord
+        The records, those of more rounds first.
     """
-    set_verbosity(config.verbose)
-    record = RunRecord(config, environment=_environment(config))
+    set_verbosity(configs[0].verbose)
+    job = Job.of(*configs)
+    records = [RunRecord(config, environment=_environment(config)) for config in job.configs]
+
+    def end_run(record: RunRecord) -> None:
+        if store is not None:
+            record.environment["processor"] = "; then ".join(store.processors)
+        ended(record)
+
+    sinks = [_Recorder(record, observe[record.config.run_id], end_run) for record in records]
+    end, error = "failed", f"backend={configs[0].backend.name} ended without a result"
     try:
-        backend_of(config.backend).run(Job.of(config), _Recorder(record, observe))
-        if record.status == "failed":
-            record.error = f"backend={config.backend.name} ended without a result"
-    except FedbwError as error:
+        backend_of(configs[0].backend).run(job, sinks, store)
+    except FedbwError as raised:
         # Out of a worker a client's divergence comes as the client's reason.
-        record.end = "diverged" if "lower lr" in str(error) else "failed"
-        record.error = str(error)
+        end, error = "diverged" if "lower lr" in str(raised) else "failed", str(raised)
     except Exception:
-        record.error = traceback.format_exc()
-    return record
+        error = traceback.format_exc()
+    for sink in sinks:
+        if sink.fault is not None:
+            raise sink.fault
+    for record in records:
+        if record.status == "failed":
+            record.end, record.error = end, error
+            end_run(record)
+    return records
+
+
+def made_by(config: RunConfig) -> Made:
+    """Say by what a run's checkpoints are made."""
+    versions = {name: version for name, version in _versions().items() if name in COMPUTING}
+    return Made(config.trajectory, versions, _device(config.device))
 
 
 def check(alike: Sequence[RunConfig]) -> None:
@@ -130,7 +189,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "device": _device(config.device),
         **_versions(),
         "execution": config.model_dump(include=set(EXECUTION_KEYS)),
@@ -138,7 +197,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
 
 
 @lru_cache
-def _processor() -> str:
+def processor() -> str:
     """Name the processor and how many cores of it there are: sums may round differently."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):  # Linux says more here

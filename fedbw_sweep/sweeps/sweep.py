@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.markup import escape
@@ -18,18 +18,24 @@ from fedbw_sweep.backends.base import backend_of
 from fedbw_sweep.config.identity import config_columns
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
-from fedbw_sweep.console import duration, message_console, output_console, printable, size
+from fedbw_sweep.console import MB, duration, message_console, output_console, printable, size
 from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.records.checkpoint import Store
 from fedbw_sweep.records.claims import claimed, claimed_by
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.labels import run_labels, varying_settings
 from fedbw_sweep.records.running import Heartbeat
 from fedbw_sweep.records.waiting import Writer
-from fedbw_sweep.records.write import is_done
+from fedbw_sweep.records.write import RunRecord, is_done
 from fedbw_sweep.report.measure import mean_curves
 from fedbw_sweep.report.table import describe_bytes, summary_table
 from fedbw_sweep.sweeps.loggers.base import logged
 from fedbw_sweep.sweeps.progress import Bars
+
+if TYPE_CHECKING:  # it imports torch, which loads while the backend starts
+    from fedbw_sweep.sweeps.trajectories import Kept
+
+Watcher = Callable[[dict[str, Any]], None]
 
 FIGURE = "loss_against_bytes.png"
 
@@ -72,6 +78,8 @@ class Sweep:
         self._writer = Writer(folder, self._say, self.configs[0].records.retry_s)
         self.lost: list[str] = []
         self._collecting, self._collected_until = Lock(), 0.0  # on time.monotonic()'s clock
+        self._looking = Lock()
+        self._checkpoints: Kept | None = None
 
     def label(self, config: RunConfig) -> str:
         """Name a run by what varies in the sweep."""
@@ -107,61 +115,112 @@ class Sweep:
         """
         if not todo:
             return []
-        alone = len(todo) == 1  # then the run itself starts the backend, if nothing has yet
+        # Imported here: torch loads while the backend starts.
+        from fedbw_sweep.sweeps.trajectories import together
+
+        groups = together(todo)
+        alone = len(groups) == 1  # then the run itself starts the backend, if nothing has yet
         at_a_time = 1 if alone else backend_of(todo[0].backend).runs_at_a_time(todo)
         if at_a_time == 1:  # in this thread: some backends insist on the main one
-            ended = [self._run_one(config) for config in todo]
+            left = [self._do(group) for group in groups]
         else:
             with ThreadPoolExecutor(at_a_time) as threads:
-                runs = [threads.submit(self._run_one, config) for config in todo]
-                ended = [run.result() for run in runs]
-        return [config for config, here in zip(todo, ended, strict=True) if not here]
+                left = [done.result() for done in [threads.submit(self._do, g) for g in groups]]
+        return [config for configs in left for config in configs]
 
-    def _run_one(self, config: RunConfig) -> bool:
-        """Do one run unless it is done meanwhile; return False if another command does it."""
+    def _do(self, group: Sequence[RunConfig]) -> list[RunConfig]:
+        """Do runs of one trajectory that are not done meanwhile; return those that others do.
+
+        If another command does the longest of them, the others wait: it may do them on its way.
+        """
         with ExitStack() as held:
-            try:
-                own = held.enter_context(
-                    claimed(self.folder / config.run_id, config.claims.stale_s)
-                )
-            except OSError as error:  # its record may wait until there is room
-                self._say(
-                    f"{self.label(config)} cannot be claimed: {error.strerror}; another command "
-                    "might do it too"
-                )
-            else:
-                if own is None:
-                    return False
-            if not is_done(config, self.folder):
-                self._train(config)
-        return True
+            own = []
+            for config in group:
+                if self._claim(config, held):
+                    own.append(config)
+                elif config is group[0]:
+                    return list(group)
+            if todo := [config for config in own if not is_done(config, self.folder)]:
+                self._train(todo)
+        return [config for config in group if config not in own]
 
-    def _train(self, config: RunConfig) -> None:
-        """Do one run, record it, say how it went, and renew the tables."""
-        # Imported here: torch loads while the backend starts.
+    def _claim(self, config: RunConfig, held: ExitStack) -> bool:
+        """Claim a run until the stack is closed; return whether it is this command's to do."""
+        place = self.folder / config.run_id
+        try:
+            return held.enter_context(claimed(place, config.claims.stale_s)) is not None
+        except OSError as error:  # its record may wait until there is room
+            self._say(
+                f"{self.label(config)} cannot be claimed: {error.strerror}; another command "
+                "might do it too"
+            )
+            return True
+
+    def _train(self, configs: Sequence[RunConfig]) -> None:
+        """Do runs of one trajectory, from as late a round as there is a checkpoint of."""
+        from fedbw_sweep.sweeps.run import made_by, processor
+
+        own = configs[0].checkpoint
+        if not own.enabled:
+            self._train_from(configs, None)
+            return
+        made = made_by(configs[0])
+        for group, start in self._kept().starts(configs, self.folder, made):
+            place = self.folder / group[0].run_id
+            store = Store(place, made, processor(), own.keep_mb * MB, start, self._say)
+            if start is not None:
+                self._say(f"{self.label(group[0])}: goes on after round {start.round}")
+            self._train_from(group, store)
+
+    def _train_from(self, configs: Sequence[RunConfig], store: Store | None) -> None:
+        """Do runs of one trajectory, record each as it ends, and say how it went."""
         from fedbw_sweep.sweeps.run import train
 
-        label = self.label(config)
-        with self._bars.run(label, config.rounds) as show, logged(config, self.folder) as log:
-            beat = Heartbeat(config, self.folder)
+        with ExitStack() as watched:
+            label = self.label(configs[0])
+            shorter = f" and {len(configs) - 1} shorter" if len(configs) > 1 else ""
+            show = watched.enter_context(self._bars.run(label + shorter, configs[0].rounds))
+            observers = {}
+            for config in configs:
+                log = watched.enter_context(logged(config, self.folder))
+                watchers: list[Watcher] = [Heartbeat(config, self.folder), log]
+                watchers += [show] if config is configs[0] else []
+                observers[config.run_id] = _all_of(watchers)
+            train(configs, observers, lambda record: self._record(record, configs[0], store), store)
 
-            def observe(row: dict[str, Any]) -> None:
-                for watcher in (show, beat, log):
-                    watcher(row)
-
-            record = train(config, observe)
+    def _record(self, record: RunRecord, longest: RunConfig, store: Store | None) -> None:
+        """Record a run that has ended, say how it went, and renew the tables."""
+        config = record.config
         if record.status == "done":
             first, last = record.rounds[0], record.summary
             outcome = (
                 f"loss {first['loss']:.3f} -> {last['loss']:.3f}, "
                 f"uplink {size(last['uplink_bytes'])}"
             )
+            outcome += f"; {record.error}" if record.error else ""
         else:
             outcome = f"[red]failed[/red]: {escape(str(record.error).strip().splitlines()[-1])}"
         seconds = math.fsum(row["round_seconds"] for row in record.timing)
-        self._console.print(f"{escape(label)}: {outcome} ({duration(seconds)})")
-        self._writer.write(config.run_id, record.files())
+        self._console.print(f"{escape(self.label(config))}: {outcome} ({duration(seconds)})")
+        kept = record.status == "failed" or (store is not None and store.is_kept)
+        written = self._writer.write(config.run_id, record.files(), with_checkpoint=kept)
+        ended_early = record.status == "done" and config.run_id != longest.run_id
+        if written and kept and store is not None and ended_early:
+            with suppress(OSError):  # then the run has none, which costs nothing now
+                store.copy_to(self.folder / config.run_id)
+        self._bars.advance()
         self._renew_tables()
+
+    def _kept(self) -> Kept:
+        """Look for checkpoints, once a command."""
+        from fedbw_sweep.sweeps.trajectories import Kept
+
+        with self._looking:
+            if self._checkpoints is None:
+                source = self.configs[0].checkpoint.source
+                further = None if source is None else Path(source)
+                self._checkpoints = Kept(self.folder, further, self._say)
+            return self._checkpoints
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rebuild the folder's ``results.csv`` and ``rounds.csv``; return the sweep's own rows.
@@ -230,6 +289,16 @@ class Sweep:
                     collect(self.folder)
                 took = time.monotonic() - started
                 self._collected_until = time.monotonic() + took * (1 / COLLECT_SHARE - 1)
+
+
+def _all_of(watchers: Sequence[Watcher]) -> Watcher:
+    """Return what hands a row to each of several watchers."""
+
+    def observe(row: dict[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(row)
+
+    return observe
 
 
 def _labels(configs: Sequence[RunConfig]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ from flwr.app import Array, ArrayRecord, Message
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation import job
-from fedbw_sweep.federation.job import Job, Sink
+from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
+from fedbw_sweep.federation.runs import Sink
+from fedbw_sweep.records.checkpoint import Store
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.write import RunRecord
 from fedbw_sweep.sweeps import run
@@ -142,7 +144,7 @@ def test_a_backend_that_ends_without_a_result_fails_the_run(
     run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Nothing(LocalBackend):
-        def run(self, job: Job, sink: Sink) -> None:
+        def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
             """End at once."""
 
     monkeypatch.setattr(run, "backend_of", Nothing())

@@ -13,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation.client import client_app
 from fedbw_sweep.federation.job import Job, serve
+from fedbw_sweep.federation.packing import MODEL, unpack_state
 from fedbw_sweep.federation.server import Server
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.trainable import build_trainable
@@ -70,14 +71,24 @@ def test_a_server_goes_on_at_any_round(run_config: Build, settings: tuple[str, .
     config = run_config(*SMALL, "rounds=4", *settings)
     job = Job.of(config)
     whole, grid = server_of(config), grid_of(job)
-    assert whole.run(grid, lambda number, server: None) == End("rounds")
-    first, grid = server_of(config), grid_of(job)
-    stopped = first.run(grid, lambda number, server: End("pruned") if number == 2 else None)
-    assert stopped == End("pruned")
+    whole.run(grid, lambda number, server: False)
+    assert whole.finished == 4
+    first, grid, made = server_of(config), grid_of(job), [b""]
+
+    def second_round(number: int, server: Server) -> bool:
+        made.append(server.exchange.downlink.made if number > 1 else b"")
+        return number == 2
+
+    first.run(grid, second_round)
     assert first.finished == 2
     second = server_of(config)
-    second.load(pickle.loads(pickle.dumps(first.state())))
-    assert second.run(grid, lambda number, server: None) == End("rounds")
+    state = pickle.loads(pickle.dumps(first.state()))
+    nodes = sorted(grid.get_node_ids())
+    for model, clients in second.load(state, b"".join(made)):
+        for client in clients:
+            held = grid.contexts[nodes[client]].state.array_records[MODEL]
+            assert unpack_state(held)[MODEL].tobytes() == model.tobytes()
+    second.run(grid, lambda number, server: False)
     assert second.vector.tobytes() == whole.vector.tobytes() != first.vector.tobytes()
     late = [row for row in whole.exchange.ledger.rows() if int(row["round"]) > 2]
     assert list(second.exchange.ledger.rows()) == late
@@ -90,7 +101,7 @@ def test_a_job_is_plain_data_that_any_process_can_do(run_config: Build) -> None:
     assert len(pickle.dumps(job)) < 10_000, "it carries no text and no model"
     rows = [Rows(), Rows()]
     for each, sink in zip((job, copy), rows, strict=True):
-        serve(each, grid_of(each), sink)
+        serve(each, grid_of(each), [sink])
     assert rows[0].summary == rows[1].summary
     assert rows[0].end == End("rounds")
 
@@ -98,8 +109,8 @@ def test_a_job_is_plain_data_that_any_process_can_do(run_config: Build) -> None:
 def test_an_evaluation_may_end_a_run(run_config: Build) -> None:
     job = Job.of(run_config(*SMALL, "rounds=3"))
     sink, whole = Rows(last=1), Rows()
-    serve(job, grid_of(job), sink)
-    serve(job, grid_of(job), whole)
+    serve(job, grid_of(job), [sink])
+    serve(job, grid_of(job), [whole])
     assert sink.end == End("target", "it is enough")
     assert sink.tables["rounds"] == whole.tables["rounds"][:2]
     assert sink.summary["loss"] == whole.tables["rounds"][1]["loss"]
@@ -110,7 +121,7 @@ def test_evaluations_are_spared_and_change_nothing_else(run_config: Build) -> No
     every, third = Rows(), Rows()
     for sink, overrides in ((every, ()), (third, ("evaluate_every=3",))):
         job = Job.of(run_config(*SMALL, "rounds=4", *overrides))
-        serve(job, grid_of(job), sink)
+        serve(job, grid_of(job), [sink])
     losses = [row["loss"] for row in third.tables["rounds"]]
     assert [loss is not None for loss in losses] == [True, False, False, True, True]
     blank = {"loss": None, "perplexity": None, "bits_per_byte": None}

@@ -207,7 +207,7 @@ def test_a_signal_leaves_finished_runs_and_no_process(
     process.send_signal(sent)
     printed, _ = process.communicate(timeout=STOP_S)
     assert process.returncode == 128 + sent
-    assert f"{word}: finished runs are kept; the same command goes on" in printed
+    assert f"{word}: finished runs and rounds are kept; the same command goes on" in printed
     assert len(list(tmp_path.glob("outputs/main/*/status.json"))) == 1
     assert not list(tmp_path.glob("outputs/main/.*"))
     _, alive = psutil.wait_procs(own, timeout=STOP_S)

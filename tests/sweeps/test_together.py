@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -36,6 +37,21 @@ def recorded(config: RunConfig) -> RunRecord:
     return record
 
 
+def each(train: Callable[[RunConfig], RunRecord]) -> Callable[..., None]:
+    """Stand in for `train`, whose runs are those of one trajectory."""
+
+    def stand_in(
+        configs: Sequence[RunConfig],
+        observe: object,
+        ended: Callable[[RunRecord], None],
+        store: object,
+    ) -> None:
+        for config in configs:
+            ended(train(config))
+
+    return stand_in
+
+
 def config(seed: int) -> RunConfig:
     return with_contents(config_of("model=tiny", f"seed={seed}", "records.retry_s=0.1"))
 
@@ -58,13 +74,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     lock = Lock()
 
-    def train(config: RunConfig, observe: object) -> RunRecord:
+    def train(config: RunConfig) -> RunRecord:
         with lock:
             done.append(config.run_id)
         time.sleep(0.05)
         return recorded(config)
 
-    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(run_module, "train", each(train))
     monkeypatch.setattr(sweep_module, "backend_of", lambda config: Backend())
     monkeypatch.setattr(sweep_module, "WAIT_S", 0.05)
     monkeypatch.setattr(figure, "loss_against_bytes", lambda curves, path: None)
@@ -127,14 +143,14 @@ def test_a_failed_run_takes_no_finished_ones_place(
 ) -> None:
     """Another machine, whose claim had no beat for too long, was faster after all."""
 
-    def train(config: RunConfig, observe: object) -> RunRecord:
+    def train(config: RunConfig) -> RunRecord:
         record = recorded(config)
         files = record.files()
         write_folder(tmp_path / config.run_id, files)
         record.status, record.error = "failed", "too hot"
         return record
 
-    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(run_module, "train", each(train))
     sweep = sweep_of(configs[:2], tmp_path)
     sweep.run()
     assert is_done(configs[0], tmp_path)
@@ -166,12 +182,12 @@ def test_a_sweep_that_is_deleted_loses_only_what_was_done(
     folder.mkdir()
     sweep = sweep_of(configs, folder)
 
-    def train(config: RunConfig, observe: object) -> RunRecord:
+    def train(config: RunConfig) -> RunRecord:
         if config is sweep.configs[2]:
             shutil.rmtree(folder)
         return recorded(config)
 
-    monkeypatch.setattr(run_module, "train", train)
+    monkeypatch.setattr(run_module, "train", each(train))
     sweep.run()
     assert [is_done(config, folder) for config in configs] == [False, False, True, True]
     assert sweep.show() == 1
@@ -212,7 +228,7 @@ from pathlib import Path
 from tests.sweeps import test_together as tests
 
 folder = Path(sys.argv[1])
-tests.run_module.train = lambda config, observe: tests.recorded(config)
+tests.run_module.train = tests.each(tests.recorded)
 tests.waiting.PAUSE_S = 0.05
 tests.sweep_module.backend_of = lambda config: tests.Backend()
 sweep = tests.sweep_of([tests.config(seed) for seed in range(8)], folder)

@@ -12,7 +12,9 @@ from fedbw_sweep.config.groups import BackendConfig
 from fedbw_sweep.config.run import RunConfig
 
 if TYPE_CHECKING:  # it imports torch, which loads while Ray starts
-    from fedbw_sweep.federation.job import Job, Sink
+    from fedbw_sweep.federation.job import Job
+    from fedbw_sweep.federation.runs import Sink
+    from fedbw_sweep.records.checkpoint import Store
 
 
 class RayBackend:
@@ -46,7 +48,7 @@ class RayBackend:
         fewest = min(config.clients_per_round for config in configs)
         return -(-worker_count(alive_nodes()) // fewest) + 1
 
-    def run(self, job: Job, sink: Sink) -> None:
+    def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
         """See `Backend`."""
         self.start(job.config)  # in a job of another launcher nobody has
         from flwr.app import Context, RecordDict
@@ -59,4 +61,4 @@ class RayBackend:
         config = job.config
         # The text is in this process anyway; workers read it where Ray keeps it.
         grid = RayGrid.of(config, client_app(job, federated_text(config).clients))
-        server_app(job, sink)(grid, Context(0, config.num_clients, {}, RecordDict(), {}))
+        server_app(job, sinks, store)(grid, Context(0, config.num_clients, {}, RecordDict(), {}))

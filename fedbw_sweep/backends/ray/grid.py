@@ -175,17 +175,17 @@ class RayGrid(Grid):
                 asked = self._ask(asked.message, asked.arguments)
         return Message(Error(WORKER_FAILED, reason), reply_to=asked.message)
 
-    def state(self) -> dict[int, RecordDict]:
-        """Return what clients keep from round to round, by their numbers."""
-        return {
-            client: kept
-            for client, kept in zip(self.states, ray.get([*self.states.values()]), strict=True)
-            if kept is not None
-        }
+    def hold(self, nodes: Iterable[int]) -> Iterator[tuple[int, RecordDict]]:
+        """See `StatefulGrid`."""
+        held = {node: self.states[node] for node in nodes if node in self.states}
+        read = ((node, ray.get(state)) for node, state in held.items())
+        return ((node, kept) for node, kept in read if kept is not None)
 
-    def load(self, state: dict[int, RecordDict]) -> None:
-        """Give clients what `state` returned."""
-        self.states = {client: ray.put(kept) for client, kept in state.items()}
+    def give(self, node: int, kept: RecordDict) -> None:
+        """See `StatefulGrid`."""
+        for name, record in kept.array_records.items():
+            kept[name] = _by_reference(record)
+        self.states[node] = ray.put(kept)
 
     def set_run(self, run: Any) -> None:
         """Do nothing: a grid is made for one run."""

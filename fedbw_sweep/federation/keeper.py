@@ -1,0 +1,241 @@
+"""What a job's next round depends on: handed to the store after a round, and taken back from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedbw_sweep.compression.feedback import StatefulCompressor
+from fedbw_sweep.config.run import RunConfig
+from fedbw_sweep.errors import DamagedError, FedbwError
+from fedbw_sweep.federation.ledger import Entry
+from fedbw_sweep.federation.packing import COMPRESSOR, MODEL, pack_state, unpack_state
+from fedbw_sweep.federation.rows import Row
+from fedbw_sweep.federation.server import Server
+from fedbw_sweep.records.checkpoint import LOGS, ROUNDS, UPDATES, Checkpoint, Store
+from fedbw_sweep.shutdown import before_end
+
+SHARE = 0.02
+"""A state is saved after each round, unless that would take more than this share of the time."""
+
+SERVER, CLIENT = "server", "client-"
+"""What the parts of a state are called; a client's with its node id."""
+
+
+@runtime_checkable
+class StatefulGrid(Protocol):
+    """A grid whose clients' states can be read and set between rounds."""
+
+    def hold(self, nodes: Iterable[int]) -> Iterator[tuple[int, RecordDict]]:
+        """Yield what clients keep, as it is now, whenever it is read; not those that keep nothing.
+
+        Parameters
+        ----------
+        nodes : iterable of int
+            Their node ids.
+        """
+
+    def give(self, node: int, kept: RecordDict) -> None:
+        """Let a client have kept something."""
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A state that is not written yet: references, no copies."""
+
+    number: int
+    whole: bool
+    server: dict[str, Any]
+    clients: Iterator[tuple[int, RecordDict]]
+    changed: set[int]  # their nodes
+
+    def trees(self) -> Iterator[tuple[str, Any]]:
+        """Yield the parts of the state, one after the other."""
+        yield SERVER, self.server
+        for node, kept in self.clients:
+            if COMPRESSOR in kept.array_records:
+                yield f"{CLIENT}{node}", unpack_state(kept.array_records[COMPRESSOR])
+
+
+class Keeper:
+    """Saves the state after a round as often as that costs little, in a thread of its own.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What the job's runs train like.
+    server : Server
+        Before its first round.
+    grid : Grid
+        Its clients.
+    store : Store or None
+        Where states go; None to keep nothing.
+    """
+
+    def __init__(self, config: RunConfig, server: Server, grid: Grid, store: Store | None) -> None:
+        if store is not None and keeps_state(config) and not isinstance(grid, StatefulGrid):
+            store.say(f"no checkpoints: backend={config.backend.name} hides what clients keep")
+            store = None
+        self.server, self.grid, self.store = server, grid, store
+        self._booked = 0  # entries of the ledger that the store has
+        self._changed: set[int] = set()  # nodes of clients whose state the store has not
+        self._unsaved: _Snapshot | None = None
+        self._saving: Future[None] | None = None
+        self._due = 0.0  # on time.monotonic()'s clock
+        self._thread = ThreadPoolExecutor(1)
+        self._leave = before_end(self._save_unsaved)
+
+    def resume(self) -> list[tuple[Row, Row]]:
+        """Go on from what the store starts from; return the rows of the rounds that are over.
+
+        Returns
+        -------
+        list of (dict, dict)
+            Rows of ``rounds.csv``, as the job's runs share them, and of ``timing.csv``.
+
+        Raises
+        ------
+        DamagedError
+            If it cannot be gone on from; then nothing here can be used any more.
+        """
+        if self.store is None or self.store.start is None:
+            return []
+        start, nodes = self.store.start, sorted(self.grid.get_node_ids())
+        given: list[int] = []
+        try:
+            lines = [json.loads(line) for line in start.log(ROUNDS).splitlines()]
+            for line in lines:
+                self.server.exchange.ledger.entries += [Entry(**each) for each in line["messages"]]
+            for node, kept in self._kept(start, nodes):
+                given.append(node)
+                self._give(node, kept)
+        except (FedbwError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            for node in given:
+                self._give(node, RecordDict())
+            raise DamagedError(f"{start.folder} cannot be gone on from: {error}") from error
+        self._booked = len(self.server.exchange.ledger.entries)
+        if start.folder != self.store.folder:  # all is new there
+            self._changed = set(nodes)
+            for name in LOGS:
+                self._append(name, start.log(name))
+        return [(line["row"], line["timing"]) for line in lines]
+
+    def _give(self, node: int, kept: RecordDict) -> None:
+        assert isinstance(self.grid, StatefulGrid)  # else nothing is kept where clients do
+        self.grid.give(node, kept)
+
+    def _kept(self, start: Checkpoint, nodes: Sequence[int]) -> Iterator[tuple[int, RecordDict]]:
+        """Bring the server to where it was, and yield what each client kept, by its node."""
+        kept = {int(name.removeprefix(CLIENT)) for name in start.trees if name != SERVER}
+
+        def of_method(node: int) -> RecordDict:
+            if node not in kept:
+                return RecordDict()
+            return RecordDict({COMPRESSOR: pack_state(start.tree(f"{CLIENT}{node}"))})
+
+        with_model = set()
+        for model, clients in self.server.load(start.tree(SERVER), start.log(UPDATES)):
+            for client in clients:
+                node = nodes[client]
+                with_model.add(node)
+                both = of_method(node)
+                both[MODEL] = pack_state({MODEL: model})
+                yield node, both
+        for node in sorted(kept - with_model):
+            yield node, of_method(node)
+
+    def after(self, number: int, row: Row, timing: Row) -> None:
+        """Keep a round that is over: now, or with one of the next."""
+        if self.store is None:
+            return
+        began = time.monotonic()
+        exchange, nodes = self.server.exchange, sorted(self.grid.get_node_ids())
+        messages = [asdict(entry) for entry in exchange.ledger.entries[self._booked :]]
+        self._booked = len(exchange.ledger.entries)
+        line = {"row": row, "timing": timing, "messages": messages}
+        self._append(UPDATES, exchange.downlink.made if number > 1 else b"")
+        self._append(ROUNDS, f"{json.dumps(line)}\n".encode())
+        self._changed |= {nodes[report.client] for report in exchange.reports[number]}
+        changed = set(self._changed)
+        clients = self.grid.hold(sorted(changed)) if isinstance(self.grid, StatefulGrid) else ()
+        self._unsaved = _Snapshot(
+            number, exchange.may_end(number), self.server.state(), iter(clients), changed
+        )
+        busy = self._saving is not None and not self._saving.done()
+        if number and not busy and time.monotonic() >= self._due:
+            self._save(time.monotonic() - began)
+
+    def before_step(self) -> None:
+        """Let what the next step changes in place be written first, or not at all."""
+        if self.store is None or not self.server.server_step.keeps:
+            return
+        self._unsaved = None
+        self._wait()
+
+    def flush(self) -> None:
+        """Save the state now, before a run's end is recorded, if it is light enough to be kept."""
+        self._wait()
+        if self.store is not None and (self.store.saved < 0 or self.store.is_kept):
+            self._save_unsaved()
+        self._unsaved = None
+
+    def close(self) -> None:
+        """Save what is not saved, and end the thread."""
+        self._save_unsaved()
+        self._leave()
+        self._thread.shutdown()
+
+    def _save_unsaved(self) -> None:
+        if self._unsaved is not None:
+            self._wait()
+            self._save(0.0)
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._saving is not None:
+            self._saving.result()
+
+    def _save(self, seconds: float) -> None:
+        """Have the last round's state written, of which so many seconds were spent already."""
+        assert self.store is not None
+        assert self._unsaved is not None
+        store, state = self.store, self._unsaved
+        self._unsaved, self._changed = None, self._changed - state.changed
+
+        def write() -> None:
+            began = time.thread_time()
+            try:
+                store.save(state.number, state.whole, state.trees())
+            except (OSError, TypeError) as error:
+                self._changed |= state.changed
+                store.complain(error)
+            took = seconds + time.thread_time() - began
+            self._due = time.monotonic() + took * (1 / SHARE - 1)
+
+        self._saving = self._thread.submit(write)
+
+    def _append(self, name: str, data: bytes) -> None:
+        store = self.store
+        assert store is not None
+
+        def write() -> None:
+            try:
+                store.append(name, data)
+            except OSError as error:
+                store.complain(error)
+
+        if data:
+            self._thread.submit(write)
+
+
+def keeps_state(config: RunConfig) -> bool:
+    """Whether clients keep something from round to round: a model, a residual, a method's state."""
+    stateful = isinstance(config.compression.build(), StatefulCompressor)
+    return stateful or config.compression.error_feedback or not config.downlink.codes_weights

@@ -1,0 +1,72 @@
+"""How a command ends that is told to from outside: one line, an exit code, no process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+SIGNALS = {
+    name: word
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    if hasattr(signal, name)  # Windows lacks the last
+}
+"""What ends a command from outside, and what it is called."""
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""Progress bars hide it."""
+
+PATIENCE_S = 30.0
+"""For how long the states of runs may be written first; a second signal ends at once."""
+
+_before: list[Callable[[], None]] = []
+_ending = False
+
+
+def before_end(save: Callable[[], None]) -> Callable[[], None]:
+    """Have something done before the command ends; return what takes that back."""
+    _before.append(save)
+    return lambda: _before.remove(save)
+
+
+def listen() -> None:
+    """End the command in this way from now on."""
+    for name in SIGNALS:
+        signal.signal(signal.Signals[name], shut_down)
+
+
+def shut_down(signum: int, frame: FrameType | None) -> NoReturn:
+    """End soon, with every process that was started; exit with 128 and the signal's number.
+
+    An exception would not do: in a callback of the interpreter's it is ignored, runs in other
+    threads hold the process up, waiting for replies that never come, and Ray's own processes notice
+    only later that nobody is left.
+    """
+    global _ending
+    word = SIGNALS[signal.Signals(signum).name]
+    _print(f"\n{word}: finished runs and rounds are kept; the same command goes on\n")
+    if not _ending:
+        _ending = True
+        # In another thread: this one may have been stopped where it holds a lock.
+        threads = [Thread(target=save, daemon=True) for save in [*_before]]
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + PATIENCE_S
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(128 + signum)
+
+
+def _print(line: str) -> None:
+    with suppress(OSError):  # what was hung up has no terminal any more
+        os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + line.encode())
