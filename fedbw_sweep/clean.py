@@ -19,12 +19,13 @@ from fedbw_sweep.console import (
     printable,
     size,
 )
-from fedbw_sweep.records.disk import files_in, set_aside_in
+from fedbw_sweep.records.disk import checkpoints_in, files_in, set_aside_in
 from fedbw_sweep.records.find import find_records
 from fedbw_sweep.records.place import leftovers, now, remove
 
 KINDS = {
     "aside": "records that were damaged and set aside",
+    "checkpoints": "states of runs, from which longer runs and those that were killed go on",
     "leftovers": "what commands that are gone left half-written",
     "cache": "layouts of models and hashes of files, which are made again when they are needed",
 }
@@ -42,6 +43,7 @@ def unneeded(sweeps: Sequence[Path]) -> dict[str, list[Path]]:
         find_records([sweep], [])
     return {
         "aside": [path for sweep in sweeps for path in set_aside_in(sweep)],
+        "checkpoints": [path for sweep in sweeps for path in checkpoints_in(sweep)],
         "leftovers": [path for sweep in sweeps for path in leftovers(sweep, now(sweep))],
         "cache": [path for path in [cache_folder()] if path.exists()],
     }

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -46,11 +47,11 @@ GONE_S = 20
 TABLES = "results.csv", "rounds.csv"
 
 
-def start(folder: Path, temporary: Path) -> subprocess.Popen[bytes]:
-    """Start the sweep, with a temporary directory of its own by which its processes are known."""
+def start(folder: Path, temporary: Path, sweep: Sequence[str] = SWEEP) -> subprocess.Popen[bytes]:
+    """Start a sweep, with a temporary directory of its own by which its processes are known."""
     root = str(Path(__file__).parent.parent)
     return subprocess.Popen(
-        [sys.executable, "-m", "fedbw_sweep", *SWEEP, f"hydra.sweep.dir={folder}"],
+        [sys.executable, "-m", "fedbw_sweep", *sweep, f"hydra.sweep.dir={folder}"],
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": root},
         stdout=(temporary / "output").open("ab"), stderr=subprocess.STDOUT,
         start_new_session=True,

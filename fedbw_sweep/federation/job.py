@@ -19,7 +19,7 @@ from fedbw_sweep.federation.keeper import Keeper
 from fedbw_sweep.federation.rows import losses, part_rows, round_row, summary, timing_row
 from fedbw_sweep.federation.runs import JobRun, Sink, evaluates
 from fedbw_sweep.federation.server import Server
-from fedbw_sweep.federation.shared import federated_text, lent_model
+from fedbw_sweep.federation.shared import federated_text, initial_loss, lent_model
 from fedbw_sweep.model.vector import layout_of, read_frozen, write_arrays
 from fedbw_sweep.records.checkpoint import Store
 from fedbw_sweep.training.evaluation import heldout_loss
@@ -113,10 +113,18 @@ def serve(job: Job, grid: Grid, sinks: Sequence[Sink], store: Store | None = Non
             (server, keeper), rounds = begin(), []
         prediction = predict(config, layout, len(frozen), sizes=sizes)
         started = time.perf_counter()
+        evaluated: tuple[Any, float] = None, math.nan
+
+        def measure() -> float:
+            write_arrays(model, server.vector, server.exact)
+            return heldout_loss(model, text.heldout)
 
         def measured(number: int) -> dict[str, Any]:
-            write_arrays(model, server.vector, server.exact)
-            loss = heldout_loss(model, text.heldout)
+            nonlocal evaluated
+            if server.vector is not evaluated[0]:  # else all clients have dropped out since
+                loss = measure() if number else initial_loss(config, measure)
+                evaluated = server.vector, loss
+            loss = evaluated[1]
             if not loss <= LARGEST_LOSS:
                 why = f"round {number}: held-out loss is {loss:g}"
                 raise DivergenceError(f"{why}, which has no finite perplexity; lower lr")

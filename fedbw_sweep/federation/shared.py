@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import lru_cache
 from threading import Lock
@@ -26,13 +27,17 @@ _one_text_at_a_time = Lock()
 
 def federated_text(config: RunConfig) -> FederatedText:
     """Spread the configured text over the configured clients; runs with equal text share it."""
+    with _one_text_at_a_time:
+        return _federated_text(_text_choice(config))
+
+
+def _text_choice(config: RunConfig) -> str:
+    """Return what of a run's config its text depends on, as JSON."""
     drawn = config.data.partition != "natural"
     seed = config.seed if drawn else 0
-    needed = config.model_copy(update={"seed": seed}).model_dump_json(
+    return config.model_copy(update={"seed": seed}).model_dump_json(
         by_alias=True, include={"data", "model", "num_clients", "sequence_length", "seed"}
     )
-    with _one_text_at_a_time:
-        return _federated_text(needed)
 
 
 @lru_cache(maxsize=4)
@@ -93,6 +98,36 @@ def lent_model(config: RunConfig) -> Iterator[Start]:
     yield start
     with _lending:
         spare.append(start)
+
+
+_initial_losses: dict[tuple[str, str], Future[float]] = {}
+
+
+def initial_loss(config: RunConfig, measure: Callable[[], float]) -> float:
+    """Return the held-out loss of a run's initial model, measured once for all runs that have it.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    measure : callable
+        Measures it. Others that ask meanwhile wait.
+    """
+    key = ModelChoice.of(config), _text_choice(config)
+    with _lending:
+        found, mine = _initial_losses.get(key), Future[float]()
+        if found is None:
+            _initial_losses[key] = mine
+    if found is not None:
+        return found.result()
+    try:
+        mine.set_result(measure())
+    except BaseException as error:
+        with _lending:
+            del _initial_losses[key]  # who asks next measures it
+        mine.set_exception(error)
+        raise
+    return mine.result()
 
 
 def worker_model(config: RunConfig) -> tuple[nn.Module, Layout]:

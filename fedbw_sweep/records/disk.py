@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedbw_sweep.records.claims import claimed_by
 from fedbw_sweep.records.folder import is_run
 from fedbw_sweep.records.place import ASIDE, leftovers, now
+from fedbw_sweep.records.schema import CHECKPOINT
 from fedbw_sweep.records.status import RUN_ID
 
 _ASIDE = re.compile(rf"{RUN_ID.pattern}{re.escape(ASIDE)}(-\d+)?")
@@ -64,6 +66,12 @@ def weigh(sweep_dir: Path) -> pd.DataFrame:
 def set_aside_in(sweep_dir: Path) -> list[Path]:
     """Return the records in a sweep's folder that were damaged and set aside."""
     return sorted(path for path in sweep_dir.glob(f"*{ASIDE}*") if is_set_aside(path))
+
+
+def checkpoints_in(sweep_dir: Path) -> list[Path]:
+    """Return the checkpoints of runs in a sweep's folder that no process does."""
+    found = (folder / CHECKPOINT for folder in sweep_dir.iterdir() if is_run(folder))
+    return sorted(path for path in found if path.is_dir() and claimed_by(path.parent) is None)
 
 
 def is_set_aside(path: Path) -> bool:

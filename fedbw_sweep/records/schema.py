@@ -204,6 +204,10 @@ ENDS = "rounds", "target", "budget", "diverged", "pruned", "failed"
 at; not finite any more; given up by a search; failed."""
 
 
+STOPPED = "target", "budget", "pruned"
+"""Those of them that leave rounds undone by design: such a run's loss is none of all its rounds."""
+
+
 @dataclass(frozen=True)
 class End:
     """How a run ended.

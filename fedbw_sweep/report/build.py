@@ -10,10 +10,11 @@ import pandas as pd
 from fedbw_sweep.cost.network import describe
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.labels import run_labels, setting_labels
-from fedbw_sweep.records.schema import STATES
+from fedbw_sweep.records.schema import STATES, STOPPED
 from fedbw_sweep.report.measure import (
     BASELINE_MEASURES,
     BUDGET_MEASURES,
+    OF_ALL_ROUNDS,
     TARGET_MEASURES,
     TIME_MEASURES,
     Options,
@@ -102,6 +103,7 @@ class TableBuilder:
         of_block = key[done].map(block)
         common = of_common_seeds(of_block, key[done], runs.loc[done, "seed"])
         best = pd.DataFrame(False, index=text.index, columns=text.columns)
+        stopped = runs["end"].isin(STOPPED).groupby(key).any()
         rounds = grouped["rounds"].max()
         first_target = next((v for v in values if v.value in TARGET_MEASURES), None)
         for value in values:
@@ -123,8 +125,13 @@ class TableBuilder:
             numbers = (shown, deviation, count, data["done"], data["failed"], times, rounds)
             text[title] = [_cell(value, explains, *row) for row in zip(*numbers, strict=True)]
             compared = statistic_of(runs.loc[done, value.value][common], key[done][common], how)
-            best[title] = _best(value, compared.reindex(data.index), block)
+            compared = compared.reindex(data.index)
+            if value.value in OF_ALL_ROUNDS:
+                compared = compared.mask(stopped)
+            best[title] = _best(value, compared, block)
         notes = self._notes(values)
+        if stopped.any() and any(value.value in OF_ALL_ROUNDS for value in values):
+            notes = (*notes, STOPPED_NOTE)
         if not common.all() and any(value.best for value in values):
             notes = (*notes, _which_seeds(of_block, key[done], common))
         if across:
@@ -218,6 +225,12 @@ class TableBuilder:
         if len(bad) > REASONS_SHOWN:
             notes.append(f"{len(bad) - REASONS_SHOWN} more runs without results are in failures.")
         return tuple(notes)
+
+
+STOPPED_NOTE = (
+    "Runs that stopped at a loss or a budget are not ranked by final losses and by sums over all "
+    "rounds."
+)
 
 
 def _n(runs: int, done: int, failed: int, missing: int) -> str:

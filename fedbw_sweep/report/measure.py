@@ -16,7 +16,7 @@ from fedbw_sweep.cost.network import break_even_mbit_s, codec_seconds, link_byte
 from fedbw_sweep.errors import ConfigError
 from fedbw_sweep.records.labels import run_labels, task_settings, varying_settings
 from fedbw_sweep.records.read import Records
-from fedbw_sweep.records.schema import Column
+from fedbw_sweep.records.schema import STOPPED, Column
 from fedbw_sweep.report.ranking import of_common_seeds
 
 TARGET_MEASURES: Mapping[str, Column] = {
@@ -54,6 +54,16 @@ TIME_MEASURES: Mapping[str, Column] = {
     ),
 }
 """Need a network; see `measure_time`. Only runs with a folder have them."""
+
+OF_ALL_ROUNDS = frozenset(
+    {
+        "loss", "perplexity", "bits_per_byte", "loss_difference", "communication_seconds",
+        "uplink_bytes", "downlink_bytes", "total_bytes", "uplink_message_bytes",
+        "downlink_message_bytes", "predicted_bytes",
+    }
+)  # fmt: skip
+"""Measures that depend on how many rounds a run has done: runs that stopped are not ranked by them
+against whole ones."""
 
 MEASURES: Mapping[str, Column] = {**TARGET_MEASURES, **BUDGET_MEASURES, **BASELINE_MEASURES}
 """Columns that `measure` adds to ``results.csv``; only finished runs have them."""
@@ -131,7 +141,9 @@ def measure(records: Records, options: Options) -> pd.DataFrame:
         for name, spent in (("loss_at_budget", both), ("loss_at_uplink_budget", up)):
             within = rounds[spent <= options.budget_bytes]
             found[name] = within.drop_duplicates("run_id", keep="last").set_index("run_id")["loss"]
-    loss, reference = done.set_index("run_id")["loss"], _baseline_of(done, options.baseline)
+    whole = done[~done["end"].isin(STOPPED)].set_index("run_id")["loss"]
+    reference = _baseline_of(done, options.baseline)
+    loss = whole.reindex(reference.index)
     found["loss_difference"] = loss - loss.reindex(reference).set_axis(loss.index)
     measured = {
         name: runs["run_id"].map(found.get(name, pd.Series(dtype=object))) for name in MEASURES
@@ -227,6 +239,10 @@ def mean_curves(
     )
     grouped = numbers.groupby(["configuration", "round"])
     curves = grouped.mean().assign(sd=grouped["loss"].std(ddof=1).fillna(0.0)).reset_index()
+    # Where seeds stopped after unlike rounds, only rounds of all of them have a mean.
+    seeds_there = grouped.size().reset_index(drop=True)
+    of_each_there = seeds_there.groupby(curves["configuration"]).transform("max")
+    curves = curves[(seeds_there == of_each_there).to_numpy()].reset_index(drop=True)
     of_task = pd.Series(tasks.to_numpy()[curves["configuration"]], dtype=object)
     if common_seeds:
         curves["seeds"] = of_task.map(seeds).astype("Int64")

@@ -25,7 +25,7 @@ from fedbw_sweep.records.labels import (
     varying_settings,
 )
 from fedbw_sweep.records.read import Records
-from fedbw_sweep.records.schema import ON_PAGE, RESULTS_COLUMNS
+from fedbw_sweep.records.schema import ON_PAGE, RESULTS_COLUMNS, STOPPED
 from fedbw_sweep.report.command import (
     as_text,
     changes,
@@ -160,6 +160,8 @@ def _configurations(
 ) -> tuple[pd.DataFrame, pd.Series[int]]:
     """Take together the runs that differ in their seed alone, lowest loss first.
 
+    Those that stopped at a loss or a budget come after all that did every round.
+
     Returns
     -------
     configurations : pandas.DataFrame
@@ -176,13 +178,15 @@ def _configurations(
     table["done"] = done.groupby(label).sum()
     table["failed"] = (results["status"] == "failed").groupby(label).sum()
     table["runs"] = label.groupby(label).size()
+    table["stopped"] = results["end"].isin(STOPPED).groupby(label).any()
     own = results[settings].astype(object).where(results[settings].notna(), None)
     if nested := [name for name in settings if holds_settings(results[name])]:
         own[nested] = setting_texts(results, settings)[nested]
     own["task"] = run_labels(results, task_settings(settings))
     first = own.groupby(label, sort=False).head(1)
     table = first.set_axis(label[first.index]).join(table).rename_axis("label").reset_index()
-    table = table.sort_values("loss", kind="stable", na_position="last", ignore_index=True)
+    by = ["stopped", "loss"]
+    table = table.sort_values(by, kind="stable", na_position="last", ignore_index=True)
     return table, label.map(pd.Series(table.index, index=table["label"])).astype(int)
 
 

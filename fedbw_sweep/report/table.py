@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedbw_sweep.console import Fitted, byte_unit, in_all_units, in_unit, units_in_words
 from fedbw_sweep.records.labels import run_labels, setting_texts, varying_settings
+from fedbw_sweep.records.schema import STOPPED
 
 TASKS = 6
 """Rows of a figure of losses: one for each task."""
@@ -44,7 +45,10 @@ def summary_table(results: pd.DataFrame) -> Fitted:
         "bits/coordinate": _numbers(results["bits_per_coordinate"], 3),
         "loss before": _numbers(results["initial_loss"], 3),
         "loss after": _numbers(results["loss"], 3),
-        "status": list(results["status"]),
+        "status": [
+            f"{status}: {end}" if end in STOPPED else status
+            for status, end in zip(results["status"], results["end"].fillna(""), strict=True)
+        ],
     }
     for name in columns:
         table.add_column(name, justify="right")

@@ -22,10 +22,18 @@ MODEL = 1_000_000
 """Bytes of the model that is sent down in each of a run's two rounds."""
 
 
-def write(folder: Path, loss: float, *overrides: str, up: int = 100, **summary: float) -> str:
-    """Record a finished run of one client and two rounds; return its id."""
+def write(
+    folder: Path,
+    loss: float,
+    *overrides: str,
+    up: int = 100,
+    end: str = "rounds",
+    last: int = 2,
+    **summary: float,
+) -> str:
+    """Record a finished run of one client and two rounds, or until `last`; return its id."""
     config = config_of("rounds=2", *overrides)
-    record = RunRecord(config, "done")
+    record = RunRecord(config, "done", end)
     record.summary = {
         "uplink_bytes": 2 * up,
         "downlink_bytes": 2 * MODEL,
@@ -49,7 +57,7 @@ def write(folder: Path, loss: float, *overrides: str, up: int = 100, **summary: 
             "cumulative_uplink_bytes": up * n,
             "cumulative_bytes": (up + MODEL) * n,
         }
-        for n in range(3)
+        for n in range(last + 1)
     ]
     folder.mkdir(exist_ok=True)
     record.write(folder)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fedbw_sweep.config.run import _say_switched_off
@@ -104,6 +105,38 @@ def test_bold_is_over_the_common_seeds(tmp_path: Path) -> None:
     bold = dict(zip(table.frame["compression"], table.best["loss (nats/token)"], strict=True))
     assert bold == {"int8": False, "none": True, "topk": False}
     assert any("n = 2" in note for note in table.notes)
+
+
+def test_runs_that_stopped_are_not_ranked_against_whole_ones(tmp_path: Path) -> None:
+    """int8 stopped when it was good enough, with the lowest loss and the fewest bytes of all."""
+    for seed in (1, 2):
+        write(tmp_path, 3.0, f"seed={seed}", up=1_000)
+        write(tmp_path, 3.5, "compression=topk", f"seed={seed}", up=500)
+        write(tmp_path, 2.5, "compression=int8", f"seed={seed}", up=100, end="target", last=1)
+    table = table_of(tmp_path, Options(target_loss=6.0))
+    loss, up, ratio = (
+        dict(zip(table.frame["compression"], table.best[name], strict=True))
+        for name in ("loss (nats/token)", "up (MB)", "up ratio")
+    )
+    assert loss == {"int8": False, "none": True, "topk": False}
+    assert up == {"int8": False, "none": False, "topk": True}
+    assert ratio == {"int8": True, "none": False, "topk": False}, "a ratio is one of any round"
+    assert any("not ranked by final losses" in note for note in table.notes)
+    differences = dict(zip(table.frame["compression"], table.data["loss_difference"], strict=True))
+    assert differences["topk"] == 0.5
+    assert pd.isna(differences["int8"])
+    to_target = table_of(tmp_path, Options(target_loss=6.0), "bytes_to_target")
+    best = dict(zip(to_target.frame["compression"], to_target.best.iloc[:, 3], strict=True))
+    assert best["int8"], "bytes to a target need no more"
+    assert "done: target" in printed(tmp_path)
+
+
+def test_curves_of_seeds_that_stopped_end_with_the_first(tmp_path: Path) -> None:
+    write(tmp_path, 3.0, "seed=1", end="target")
+    write(tmp_path, 3.0, "seed=2", end="target", last=1)
+    records = load_records(tmp_path, messages=False)
+    curves = mean_curves(records.results, records.rounds)
+    assert curves["round"].tolist() == [0, 1], "a mean of one seed alone would jump"
 
 
 def test_without_a_common_seed_nothing_is_bold(tmp_path: Path) -> None:

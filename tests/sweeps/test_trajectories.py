@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.federation import keeper
+from fedbw_sweep.federation import job as job_module
+from fedbw_sweep.federation import keeper, shared
 from fedbw_sweep.records.checkpoint import STATE, Store, read_checkpoint
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.schema import CHECKPOINT
@@ -231,6 +232,27 @@ def test_a_budget_is_kept_where_rounds_are_not_evaluated(do: Do, tmp_path: Path)
     assert list(rounds["round"]) == [0, 1, 2]
     assert list(rounds["loss"].notna()) == [True, False, True]
     assert results["end"].item() == "budget"
+
+
+def test_no_model_is_evaluated_twice(
+    do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The initial model is all runs' own; a round of which nobody replies changes none."""
+    evaluated: list[float] = []
+    mine = job_module.heldout_loss
+
+    def heldout_loss(model: Any, windows: Any) -> float:
+        evaluated.append(mine(model, windows))
+        return evaluated[-1]
+
+    monkeypatch.setattr(job_module, "heldout_loss", heldout_loss)
+    shared._initial_losses.clear()
+    do(tmp_path, [*runs_of(rounds=(1, 2)), *runs_of("compression=topk", rounds=(2,))])
+    assert len(evaluated) == 1 + 2 + 2
+    do(tmp_path, runs_of("num_clients=1", "fraction_fit=1.0", "clients.dropout=0.99"))
+    assert len(evaluated) == 6, "other clients, another text, and four rounds without a reply"
+    results, _ = collect(tmp_path)
+    assert (results["initial_loss"] == evaluated[0]).sum() == 4
 
 
 def test_a_loss_that_is_low_enough_at_the_start_ends_a_run(do: Do, tmp_path: Path) -> None:
