@@ -126,6 +126,10 @@ class Compressor(ABC):
     """Whether a model's weights may be encoded as they are, and not only differences: the error is
     small beside each weight, or each block's largest."""
 
+    lossless: ClassVar[bool] = False
+    """Whether every update is decoded to the very same bits, so that only its bytes differ from
+    those of other such methods."""
+
     @property
     def unbiased(self) -> bool:
         """Whether the expected decoded update is the update, up to rounding."""

@@ -24,6 +24,7 @@ class Dense(Compressor):
 
     fixed_size: ClassVar[bool] = True
     codes_weights: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def expected_bytes(self, layout: Layout) -> int:
         """Payload size in bytes, exact."""

@@ -32,6 +32,7 @@ class Lossless(Compressor):
     """
 
     codes_weights: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     def _encode(
         self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known

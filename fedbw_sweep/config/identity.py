@@ -192,14 +192,22 @@ ENDINGS = "rounds", "stop_at_loss", "stop_at_mb"
 """Settings that say after which round a run ends, and change nothing before."""
 
 
-def trajectory_of(science: Science) -> str:
+def trajectory_of(science: Science, *, lossless: bool) -> str:
     """Name what a run trains like, round by round: the run without `ENDINGS`.
 
     Runs of one trajectory are trained once, to the end of the longest. Nothing that computes is
     told any of `ENDINGS`, but for what a user's own config hands on, such as ``${rounds}`` in a
     parameter: it is another value for other rounds, so that such runs share nothing.
+
+    Parameters
+    ----------
+    science : mapping
+        The run's settings.
+    lossless : bool
+        Whether updates arrive as they are: then by what method they are encoded is left out too.
     """
-    kept = {key: value for key, value in science.items() if key not in ENDINGS}
+    left_out = {*ENDINGS, "compression"} if lossless else {*ENDINGS}
+    kept = {key: value for key, value in science.items() if key not in left_out}
     return run_id_of(kept, numerics_of(science))
 
 

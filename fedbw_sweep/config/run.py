@@ -171,7 +171,12 @@ class RunConfig(Section):
     @property
     def trajectory(self) -> str:
         """See `trajectory_of`."""
-        return trajectory_of(self.science)
+        return trajectory_of(self.science, lossless=self.is_lossless)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether updates arrive as they are, so that the method changes their bytes alone."""
+        return self.compression.build().lossless and not self.compression.error_feedback
 
 
 @cache

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ClientError
+from fedbw_sweep.federation.books import Books, Recoder, books_key
 from fedbw_sweep.federation.downlink import downlink
-from fedbw_sweep.federation.ledger import METRICS, ClientReport, Ledger
+from fedbw_sweep.federation.ledger import METRICS, ClientReport
 from fedbw_sweep.federation.packing import (
     ARRAYS,
     CLIENT,
@@ -41,19 +43,32 @@ class Exchange:
         The frozen arrays, for the first message to each client; empty if clients have them.
     may_end : callable
         Whether a run may end with a round, so that the parts of its uplink are counted.
+    methods : sequence of CompressionConfig
+        Those of the job's runs; what another than the config's sends is counted as well.
     """
 
     def __init__(
-        self, config: RunConfig, layout: Layout, frozen: bytes, may_end: Callable[[int], bool]
+        self,
+        config: RunConfig,
+        layout: Layout,
+        frozen: bytes,
+        may_end: Callable[[int], bool],
+        methods: Sequence[CompressionConfig] = (),
     ) -> None:
         self.config, self.layout, self.frozen = config, layout, frozen
         self.may_end = may_end
         self.compressor = config.compression.build()
         self.downlink = downlink(config, layout)
-        self.ledger = Ledger(layout.dense_bytes)
+        own = books_key(config.compression)
+        self.own = Books(layout)
+        self.recoders = {
+            key: Recoder(method.build(), layout, config.seed)
+            for method in methods
+            if (key := books_key(method)) != own
+        }
+        others = {key: recoder.books for key, recoder in self.recoders.items()}
+        self.books = {own: self.own, **others}  # by method; see `books_key`
         self.reports: defaultdict[int, list[ClientReport]] = defaultdict(list)  # by round
-        self.parts: Counter[tuple[str, str]] = Counter()  # bytes of the round's uplink
-        self.decode_seconds: defaultdict[int, float] = defaultdict(float)  # by round
         self.replied: set[int] = set()  # clients that hold the frozen arrays
 
     def instruct(
@@ -76,7 +91,8 @@ class Exchange:
         exact : bytes
             Its arrays that are not floating point.
         """
-        self.parts = Counter()
+        for books in self.books.values():
+            books.parts = Counter()
         self.downlink.prepare(number, vector, exact)
 
         @cache  # what is the same is stored once
@@ -91,7 +107,9 @@ class Exchange:
                 instruction[FROZEN] = True
             arrays = record(self.downlink.payload_for(client), frozen)
             content = RecordDict({ARRAYS: arrays, CONFIG: instruction})
-            self.ledger.sent(number, client, content, len(frozen))
+            self.own.ledger.sent(number, client, content, len(frozen))
+            for recoder in self.recoders.values():
+                recoder.books.ledger.book(number, client, "downlink", content, len(frozen))
             if not drops_out:
                 messages.append(Message(content, nodes[client], MessageType.TRAIN))
         return messages
@@ -116,17 +134,20 @@ class Exchange:
             raise ClientError(f"{where}: no reply within backend.client_timeout_s={waited:g} s")
         if reply.has_error():
             raise ClientError(f"{where}: {reply.error.reason}")
-        self.ledger.received(number, client, reply.content)
+        self.own.ledger.received(number, client, reply.content)
         self.downlink.replied(client)
         self.replied.add(client)
         report = ClientReport.of(client, reply.content.metric_records[METRICS])
         self.reports[number].append(report)
+        self.own.encode_seconds[number] += report.encode_seconds
         arrays = reply.content.array_records[ARRAYS]
         started = time.perf_counter()
         upload, exact = unpack(arrays, self.compressor, self.layout)
-        self.decode_seconds[number] += time.perf_counter() - started
-        if self.may_end(number):
-            self.parts += parts(arrays, self.compressor, self.layout)
+        self.own.decode_seconds[number] += time.perf_counter() - started
+        if count_parts := self.may_end(number):
+            self.own.parts += parts(arrays, self.compressor, self.layout)
+        for recoder in self.recoders.values():
+            recoder.book(number, client, reply, upload, exact, count_parts)
         return upload, exact, report
 
     def state(self) -> dict[str, Any]:
@@ -134,7 +155,10 @@ class Exchange:
         return {
             "downlink": self.downlink.state(),
             "replied": sorted(self.replied),
-            "parts": [[*part, count] for part, count in self.parts.items()],
+            "parts": {
+                key: [[*part, count] for part, count in books.parts.items()]
+                for key, books in self.books.items()
+            },
         }
 
     def load(
@@ -142,7 +166,9 @@ class Exchange:
     ) -> Iterator[tuple[FloatVector, list[int]]]:
         """Go on where `state` was taken; see `Downlink.load`."""
         self.replied = set(state["replied"])
-        self.parts = Counter({(tensor, part): count for tensor, part, count in state["parts"]})
+        for key, books in self.books.items():
+            counted = state["parts"][key]
+            books.parts = Counter({(tensor, part): count for tensor, part, count in counted})
         return self.downlink.load(state["downlink"], initial, made)
 
 

@@ -29,6 +29,10 @@ SERVER, CLIENT = "server", "client-"
 """What the parts of a state are called; a client's with its node id."""
 
 
+Round = tuple[dict[str, Row], dict[str, Row]]
+"""Rows of ``rounds.csv`` and of ``timing.csv``, as a job's runs share them, by their methods."""
+
+
 @runtime_checkable
 class StatefulGrid(Protocol):
     """A grid whose clients' states can be read and set between rounds."""
@@ -84,7 +88,7 @@ class Keeper:
             store.say(f"no checkpoints: backend={config.backend.name} hides what clients keep")
             store = None
         self.server, self.grid, self.store = server, grid, store
-        self._booked = 0  # entries of the ledger that the store has
+        self._booked = 0  # entries of each ledger that the store has
         self._changed: set[int] = set()  # nodes of clients whose state the store has not
         self._unsaved: _Snapshot | None = None
         self._saving: Future[None] | None = None
@@ -92,13 +96,8 @@ class Keeper:
         self._thread = ThreadPoolExecutor(1)
         self._leave = before_end(self._save_unsaved)
 
-    def resume(self) -> list[tuple[Row, Row]]:
-        """Go on from what the store starts from; return the rows of the rounds that are over.
-
-        Returns
-        -------
-        list of (dict, dict)
-            Rows of ``rounds.csv``, as the job's runs share them, and of ``timing.csv``.
+    def resume(self) -> list[Round]:
+        """Go on from what the store starts from; return the rounds that are over.
 
         Raises
         ------
@@ -111,8 +110,9 @@ class Keeper:
         given: list[int] = []
         try:
             lines = [json.loads(line) for line in start.log(ROUNDS).splitlines()]
-            for line in lines:
-                self.server.exchange.ledger.entries += [Entry(**each) for each in line["messages"]]
+            for key, books in self.server.exchange.books.items():
+                for line in lines:
+                    books.ledger.entries += [Entry(**each) for each in line["messages"][key]]
             for node, kept in self._kept(start, nodes):
                 given.append(node)
                 self._give(node, kept)
@@ -120,12 +120,12 @@ class Keeper:
             for node in given:
                 self._give(node, RecordDict())
             raise DamagedError(f"{start.folder} cannot be gone on from: {error}") from error
-        self._booked = len(self.server.exchange.ledger.entries)
+        self._booked = len(self.server.exchange.own.ledger.entries)
         if start.folder != self.store.folder:  # all is new there
             self._changed = set(nodes)
             for name in LOGS:
                 self._append(name, start.log(name))
-        return [(line["row"], line["timing"]) for line in lines]
+        return [(line["rows"], line["timings"]) for line in lines]
 
     def _give(self, node: int, kept: RecordDict) -> None:
         assert isinstance(self.grid, StatefulGrid)  # else nothing is kept where clients do
@@ -151,15 +151,18 @@ class Keeper:
         for node in sorted(kept - with_model):
             yield node, of_method(node)
 
-    def after(self, number: int, row: Row, timing: Row) -> None:
+    def after(self, number: int, rows: dict[str, Row], timings: dict[str, Row]) -> None:
         """Keep a round that is over: now, or with one of the next."""
         if self.store is None:
             return
         began = time.monotonic()
         exchange, nodes = self.server.exchange, sorted(self.grid.get_node_ids())
-        messages = [asdict(entry) for entry in exchange.ledger.entries[self._booked :]]
-        self._booked = len(exchange.ledger.entries)
-        line = {"row": row, "timing": timing, "messages": messages}
+        messages = {
+            key: [asdict(entry) for entry in books.ledger.entries[self._booked :]]
+            for key, books in exchange.books.items()
+        }
+        self._booked = len(exchange.own.ledger.entries)
+        line = {"rows": rows, "timings": timings, "messages": messages}
         self._append(UPDATES, exchange.downlink.made if number > 1 else b"")
         self._append(ROUNDS, f"{json.dumps(line)}\n".encode())
         self._changed |= {nodes[report.client] for report in exchange.reports[number]}

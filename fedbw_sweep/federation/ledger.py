@@ -94,8 +94,7 @@ class Ledger:
         self, server_round: int, client: int, content: RecordDict, frozen_bytes: int = 0
     ) -> None:
         """Book a message from the server to a client, `frozen_bytes` of it frozen arrays."""
-        self._last_sent[client] = size_of(content)
-        self._book(server_round, client, "downlink", self._last_sent[client], frozen_bytes)
+        self._last_sent[client] = self.book(server_round, client, "downlink", content, frozen_bytes)
 
     def received(self, server_round: int, client: int, content: RecordDict) -> None:
         """Book a client's reply and compare both directions with the client's own counts.
@@ -105,8 +104,7 @@ class Ledger:
         MeteringError
             If any of the four counts differs.
         """
-        size = size_of(content)
-        self._book(server_round, client, "uplink", size)
+        size = self.book(server_round, client, "uplink", content)
         down = self._last_sent[client]
         metrics = content.metric_records[METRICS]
         book = {
@@ -122,13 +120,20 @@ class Ledger:
                     f"by the client's count and {expected} by the server's"
                 )
 
-    def _book(
-        self, server_round: int, client: int, direction: str, size: Size, frozen_bytes: int = 0
-    ) -> None:
-        dense = self.dense_bytes + frozen_bytes
+    def book(
+        self,
+        server_round: int,
+        client: int,
+        direction: str,
+        content: RecordDict,
+        frozen_bytes: int = 0,
+    ) -> Size:
+        """Book a message in one direction, ``uplink`` or ``downlink``; return its size."""
+        size, dense = size_of(content), self.dense_bytes + frozen_bytes
         self.entries.append(
             Entry(server_round, client, direction, size.payload, size.message, dense, frozen_bytes)
         )
+        return size
 
     def rows(self) -> Iterable[dict[str, int | str]]:
         """Yield each entry as a row of ``messages.parquet``."""

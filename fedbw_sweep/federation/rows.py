@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedbw_sweep.cost.prediction import Prediction
+from fedbw_sweep.federation.books import Books
 from fedbw_sweep.federation.ledger import ClientReport
 from fedbw_sweep.federation.server import Server
 from fedbw_sweep.model.vector import frozen_parameters, read_frozen, whole_model_bytes
@@ -32,7 +33,11 @@ LOSSES = "loss", "perplexity", "bits_per_byte"
 
 
 def round_row(
-    server: Server, number: int, prediction: Prediction | None, earlier: Mapping[str, Any]
+    server: Server,
+    books: Books,
+    number: int,
+    prediction: Prediction | None,
+    earlier: Mapping[str, Any],
 ) -> Row:
     """Make a row of ``rounds.csv``, without a loss.
 
@@ -40,6 +45,8 @@ def round_row(
     ----------
     server : Server
         After the round.
+    books : Books
+        Of the run's method.
     number : int
         The round; 0 is the initial model.
     prediction : Prediction or None
@@ -47,7 +54,7 @@ def round_row(
     earlier : mapping
         The row of the round before; empty in round 0.
     """
-    entries = [entry for entry in server.exchange.ledger.entries if entry.round == number]
+    entries = [entry for entry in books.ledger.entries if entry.round == number]
     up = [entry for entry in entries if entry.direction == "uplink"]
     down = [entry for entry in entries if entry.direction == "downlink"]
     uplink, downlink = (sum(entry.payload_bytes for entry in part) for part in (up, down))
@@ -89,7 +96,7 @@ def losses(loss: float, tokens_per_byte: float) -> Row:
     }
 
 
-def timing_row(server: Server, number: int, seconds: float, evaluating: float) -> Row:
+def timing_row(server: Server, books: Books, number: int, seconds: float, evaluating: float) -> Row:
     """Make a row of ``timing.csv``; both durations are wall-clock seconds."""
     reports = server.exchange.reports[number]
     return {
@@ -97,16 +104,16 @@ def timing_row(server: Server, number: int, seconds: float, evaluating: float) -
         "round_seconds": seconds,
         "evaluate_seconds": evaluating,
         "train_seconds": sum(report.train_seconds for report in reports),
-        "encode_seconds": sum(report.encode_seconds for report in reports),
-        "decode_seconds": server.exchange.decode_seconds[number],
+        "encode_seconds": books.encode_seconds[number],
+        "decode_seconds": books.decode_seconds[number],
     }
 
 
-def part_rows(server: Server) -> list[Row]:
+def part_rows(books: Books) -> list[Row]:
     """Make the rows of ``parts.csv``."""
     return [
         {"tensor": tensor, "part": part, "bytes": count}
-        for (tensor, part), count in server.exchange.parts.items()
+        for (tensor, part), count in books.parts.items()
     ]
 
 
@@ -117,7 +124,11 @@ def _mean_train_loss(reports: Sequence[ClientReport]) -> float | None:
 
 
 def summary(
-    server: Server, model: nn.Module, prediction: Prediction | None, rounds: Sequence[Row]
+    server: Server,
+    books: Books,
+    model: nn.Module,
+    prediction: Prediction | None,
+    rounds: Sequence[Row],
 ) -> Row:
     """Sum a run up: what it adds to its settings in ``results.csv``.
 
@@ -125,6 +136,8 @@ def summary(
     ----------
     server : Server
         After the run's last round.
+    books : Books
+        Of the run's method.
     model : nn.Module
         Whose frozen part is the run's.
     prediction : Prediction or None
@@ -147,7 +160,7 @@ def summary(
         "dense_message_bytes": layout.dense_bytes,
         **totals,
         "total_bytes": total,
-        "frozen_bytes": sum(entry.frozen_bytes for entry in server.exchange.ledger.entries),
+        "frozen_bytes": sum(entry.frozen_bytes for entry in books.ledger.entries),
         "initial_loss": rounds[0]["loss"],
         **{name: last[name] for name in LOSSES},
         "model_hash": digest.hexdigest(),

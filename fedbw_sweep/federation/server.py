@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from fedbw_sweep.compression.base import all_finite
 from fedbw_sweep.compression.layout import FloatVector, Layout
+from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.errors import ClientError, DivergenceError
 from fedbw_sweep.federation.average import WeightedMean
@@ -43,6 +44,8 @@ class Server:
         Training sequences of each client.
     may_end : callable
         Whether a run may end with a round; unless it is given, with the last one alone.
+    methods : sequence of CompressionConfig
+        Those of the job's runs, if they are others than the config's.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Server:
         frozen: bytes,
         sizes: Numbers,
         may_end: Callable[[int], bool] | None = None,
+        methods: Sequence[CompressionConfig] = (),
     ) -> None:
         self.config, self.layout = config, layout
         self.vector, self.exact = vector, exact
         self.sampler = config.sampler(sizes)
-        self.exchange = Exchange(config, layout, frozen, may_end or config.rounds.__eq__)
+        may_end = may_end or config.rounds.__eq__
+        self.exchange = Exchange(config, layout, frozen, may_end, methods)
         self.server_step = ServerStep(config.server)
         self.finished = 0  # the last round that is over; 0 is the initial model
 

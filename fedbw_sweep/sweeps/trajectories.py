@@ -10,6 +10,7 @@ from typing import Any
 
 from fedbw_sweep.config.run import EXECUTION_KEYS, RunConfig
 from fedbw_sweep.errors import DamagedError
+from fedbw_sweep.federation.books import books_key
 from fedbw_sweep.federation.runs import end_of, own_row
 from fedbw_sweep.records.checkpoint import ROUNDS, Checkpoint, Made, read_checkpoint
 from fedbw_sweep.records.claims import claimed_by
@@ -30,14 +31,17 @@ def together(configs: Iterable[RunConfig]) -> list[list[RunConfig]]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A checkpoint and the rows of its rounds."""
+    """A checkpoint and the rows of its rounds, by the runs' methods; see `books_key`."""
 
     checkpoint: Checkpoint
-    rows: list[Mapping[str, Any]]
+    rounds: list[Mapping[str, Any]]
 
     def serves(self, config: RunConfig) -> bool:
         """Whether a run can go on from it: the run did not end before, nor ends without parts."""
-        *before, last = (end_of(config, own_row(config, row)) for row in self.rows)
+        key = books_key(config.compression)
+        if not all(key in rows for rows in self.rounds):
+            return False
+        *before, last = (end_of(config, own_row(config, rows[key])) for rows in self.rounds)
         return not any(before) and (last is None or self.checkpoint.whole)
 
 
@@ -98,7 +102,7 @@ class Kept:
                 self._tell(f"{checkpoint.folder} is not gone on from: {why}")
                 continue
             try:
-                rows = [json.loads(line)["row"] for line in checkpoint.log(ROUNDS).splitlines()]
+                rows = [json.loads(line)["rows"] for line in checkpoint.log(ROUNDS).splitlines()]
             except DamagedError as error:
                 self._tell(f"{error}; it is not gone on from")
                 continue

@@ -90,8 +90,8 @@ def test_a_server_goes_on_at_any_round(run_config: Build, settings: tuple[str, .
             assert unpack_state(held)[MODEL].tobytes() == model.tobytes()
     second.run(grid, lambda number, server: False)
     assert second.vector.tobytes() == whole.vector.tobytes() != first.vector.tobytes()
-    late = [row for row in whole.exchange.ledger.rows() if int(row["round"]) > 2]
-    assert list(second.exchange.ledger.rows()) == late
+    late = [row for row in whole.exchange.own.ledger.rows() if int(row["round"]) > 2]
+    assert list(second.exchange.own.ledger.rows()) == late
 
 
 def test_a_job_is_plain_data_that_any_process_can_do(run_config: Build) -> None:

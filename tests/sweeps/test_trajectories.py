@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from fedbw_sweep.config.inputs import with_contents
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.federation import job as job_module
 from fedbw_sweep.federation import keeper, shared
+from fedbw_sweep.federation import runs as runs_module
 from fedbw_sweep.records.checkpoint import STATE, Store, read_checkpoint
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.schema import CHECKPOINT
@@ -191,6 +191,28 @@ def test_a_signal_has_what_is_not_saved_written(
     assert_same(folder, tmp_path / "alone")
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [("server=diloco", "compression@downlink=topk"), ("upload=weights", "trainable=lora")],
+    ids=["updates", "weights"],
+)
+def test_lossless_methods_are_trained_once(
+    do: Do, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    """What the other would have sent is counted to the byte, message by message."""
+    none, lossless = runs_of(*overrides, rounds=(2,)), runs_of("compression=lossless", *overrides)
+    assert len(together(none + lossless)) == 1
+    alone(do, tmp_path / "alone", none + lossless)
+    messages = do(tmp_path / "together", none + lossless)
+    assert messages == 8
+    assert_same(tmp_path / "together", tmp_path / "alone")
+    longer = runs_of(*overrides, rounds=(5,))
+    alone(do, tmp_path / "longer", longer)
+    assert do(tmp_path / "together", longer) == 2, "the rows of both are kept"
+    rows = (tmp_path / "together" / longer[0].run_id / "rounds.csv").read_bytes()
+    assert rows == (tmp_path / "longer" / longer[0].run_id / "rounds.csv").read_bytes()
+
+
 def test_runs_that_differ_in_more_share_nothing() -> None:
     """The rule is that nothing else differs, not that rounds are not looked at."""
     same = runs_of(rounds=(1, 2)) + runs_of("stop_at_loss=2.5") + runs_of("stop_at_mb=3")
@@ -239,13 +261,13 @@ def test_no_model_is_evaluated_twice(
 ) -> None:
     """The initial model is all runs' own; a round of which nobody replies changes none."""
     evaluated: list[float] = []
-    mine = job_module.heldout_loss
+    mine = runs_module.heldout_loss
 
     def heldout_loss(model: Any, windows: Any) -> float:
         evaluated.append(mine(model, windows))
         return evaluated[-1]
 
-    monkeypatch.setattr(job_module, "heldout_loss", heldout_loss)
+    monkeypatch.setattr(runs_module, "heldout_loss", heldout_loss)
     shared._initial_losses.clear()
     do(tmp_path, [*runs_of(rounds=(1, 2)), *runs_of("compression=topk", rounds=(2,))])
     assert len(evaluated) == 1 + 2 + 2
