@@ -1,0 +1,213 @@
+"""What a sweep does not train again: whole commands, as ratios, each of them medians of 3.
+
+python benchmarks/rounds.py [--only NAME ...]; NAMES are those of `MEASURES`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+import psutil
+
+from fedbw_sweep.records.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parent.parent
+REPEATS, KILLS = 3, 20
+
+FEDERATION = "model=tiny num_clients=135 fraction_fit=0.03 local_steps=20 data.min_characters=10000"
+"""That of ``experiment=few_bytes``."""
+
+RESIDUALS = (
+    "model=pythia-14m num_clients=8 fraction_fit=0.25 local_steps=8 compression=topk rounds=6"
+)
+"""Every client keeps a residual of 56 MB."""
+
+METHODS = (
+    f"{FEDERATION} rounds=30 compression=none,int8",
+    f"{FEDERATION} rounds=30 compression=lowrank_ecsq compression.step=4.0 "
+    "compression.norm_correction=true",
+)
+OFF = "checkpoint.enabled=false"
+
+
+def start(folder: Path, overrides: str) -> subprocess.Popen[bytes]:
+    """Start a command whose records go into a folder."""
+    command = "-m", "fedbw_sweep", "-m", *overrides.split(), f"hydra.sweep.dir={folder}"
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder.parent, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def seconds(folder: Path, *commands: str) -> float:
+    """Do commands, one after the other; return the seconds they take."""
+    began = time.monotonic()
+    for overrides in commands:
+        assert start(folder, overrides).wait() == 0, overrides
+    return time.monotonic() - began
+
+
+def training(folder: Path, overrides: str) -> float:
+    """Do a command; return the seconds of all rounds of its runs, without its start."""
+    seconds(folder, overrides)
+    tables = [pd.read_csv(path) for path in folder.glob("*/timing.csv")]
+    return float(pd.concat(tables)["round_seconds"].sum())
+
+
+def peak(folder: Path, overrides: str) -> float:
+    """Do a command; return the most memory that its server held, in MB."""
+    command, most = start(folder, overrides), 0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(command.pid)
+        while command.poll() is None:
+            most = max(most, process.memory_info().rss)
+            time.sleep(0.02)
+    return most / 1e6
+
+
+def in_turn(first: Callable[[Path], float], second: Callable[[Path], float]) -> tuple[float, ...]:
+    """Measure two things in turn; return both medians and that of their ratios."""
+    pairs = []
+    for number in range(REPEATS):
+        found = {}
+        for which in ((first, second), (second, first))[number % 2]:
+            with TemporaryDirectory() as place:
+                found[which] = which(Path(place, "sweep"))
+        pairs.append((found[first], found[second]))
+    ratios = [a / b for a, b in pairs]
+    print("  ", ", ".join(f"{a:.4g} / {b:.4g} = {a / b:.3f}" for a, b in pairs))
+    return *map(statistics.median, zip(*pairs, strict=True)), statistics.median(ratios)
+
+
+def prefixes() -> str:
+    """Runs of 5, 10, 20 and 40 rounds, over that of 40 alone."""
+    both, one, ratio = in_turn(
+        lambda folder: seconds(folder, f"{FEDERATION} rounds=5,10,20,40"),
+        lambda folder: seconds(folder, f"{FEDERATION} rounds=40"),
+    )
+    return f"{both:.1f} s over {one:.1f} s: {ratio:.2f}"
+
+
+def longer() -> str:
+    """20 rounds made 40, over 40 from the start."""
+
+    def extended(folder: Path) -> float:
+        seconds(folder, f"{FEDERATION} rounds=20")
+        return seconds(folder, f"{FEDERATION} rounds=40")
+
+    more, whole, ratio = in_turn(
+        extended, lambda folder: seconds(folder, f"{FEDERATION} rounds=40")
+    )
+    return f"{more:.1f} s over {whole:.1f} s: {ratio:.2f}"
+
+
+def overhead(overrides: str) -> str:
+    """The rounds of a run with checkpoints, over those without."""
+    on, off, ratio = in_turn(
+        lambda folder: training(folder, overrides),
+        lambda folder: training(folder, f"{overrides} {OFF}"),
+    )
+    return f"{on:.1f} s over {off:.1f} s: {ratio:.3f}"
+
+
+def target() -> str:
+    """Bytes to a loss of 2.4 by three methods, stopped there, over 30 rounds each."""
+    stopped, whole, ratio = in_turn(
+        lambda folder: seconds(folder, *(f"{method} stop_at_loss=2.4" for method in METHODS)),
+        lambda folder: seconds(folder, *METHODS),
+    )
+    return f"{stopped:.1f} s over {whole:.1f} s: {ratio:.2f}"
+
+
+def memory() -> str:
+    """The server's memory with checkpoints, less that without, in models."""
+    on, off, _ = in_turn(
+        lambda folder: peak(folder, RESIDUALS), lambda folder: peak(folder, f"{RESIDUALS} {OFF}")
+    )
+    return f"{on:.0f} MB with, {off:.0f} MB without: {(on - off) / 56.27:.2f} models more"
+
+
+def lost(overrides: str, rounds: int) -> str:
+    """Rounds that a kill at a random moment loses: those that were over, less those kept."""
+    found = []
+    for number in range(KILLS):
+        rng = random.Random(number)
+        with TemporaryDirectory() as place:
+            folder = Path(place, "sweep")
+            command = start(folder, f"{overrides} seed={number}")
+            wanted, share = rng.randrange(1, rounds), rng.random()
+            began = 0.0
+            while (reached := _round(folder)) < wanted and command.poll() is None:
+                began = time.monotonic() if reached < wanted - 1 else began
+                time.sleep(0.005)
+            time.sleep(share * min(5.0, time.monotonic() - began))
+            os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+            [run] = [path.parent for path in folder.glob("*/running.json")]
+            kept = read_checkpoint(run)
+            found.append(_round(folder) - (0 if kept is None else kept.round))
+            _end_others(folder)
+    return f"rounds lost by {KILLS} kills: {sorted(found)}"
+
+
+def _round(folder: Path) -> int:
+    """Say how many rounds are over."""
+    for path in folder.glob("*/running.json"):
+        with suppress(OSError, ValueError):
+            return int(json.loads(path.read_bytes())["round"])
+    return -1
+
+
+def _end_others(folder: Path) -> None:
+    """Wait until what the killed command had started has ended as well."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        mine = [p for p in psutil.process_iter() if _belongs(p)]
+        if not mine:
+            return
+        time.sleep(0.2)
+
+
+def _belongs(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return "ray" in process.name() and process.ppid() == 1
+    return False
+
+
+MEASURES: dict[str, Callable[[], str]] = {
+    "prefixes": prefixes,
+    "longer": longer,
+    "target": target,
+    "overhead_tiny": lambda: overhead(f"{FEDERATION} rounds=20"),
+    "overhead_residuals": lambda: overhead(RESIDUALS),
+    "memory": memory,
+    "lost_tiny": lambda: lost(f"{FEDERATION} rounds=40", 40),
+    "lost_residuals": lambda: lost(RESIDUALS, 6),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
+    for name in parser.parse_args(arguments).only:
+        print(f"{name}: {MEASURES[name].__doc__ or ''}", flush=True)
+        print(f"{name}: {MEASURES[name]()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
