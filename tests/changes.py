@@ -49,17 +49,22 @@ class Lines:
 
 BACKEND = '''"""Flower's simulation with one client at a time."""
 
+from collections.abc import Sequence
+
 from fedbw_sweep.backends.flower import FlowerBackend
-from fedbw_sweep.federation.job import Job, Sink
+from fedbw_sweep.federation.job import Job
+from fedbw_sweep.federation.runs import Sink
+from fedbw_sweep.records.checkpoint import Store
 
 
 class OneByOneBackend(FlowerBackend):
     """For debugging: a single worker process."""
 
-    def run(self, job: Job, sink: Sink) -> None:
+    def run(self, job: Job, sinks: Sequence[Sink], store: Store | None = None) -> None:
         """See `Backend`."""
-        alone = job.config.backend.model_copy(update={"workers": 1})
-        super().run(Job.of(job.config.model_copy(update={"backend": alone})), sink)
+        alone = {"backend": job.config.backend.model_copy(update={"workers": 1})}
+        one_by_one = Job.of(*(config.model_copy(update=alone) for config in job.configs))
+        super().run(one_by_one, sinks, store)
 '''
 
 RULE = '''

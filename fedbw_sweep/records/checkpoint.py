@@ -350,6 +350,9 @@ class _Log:
 
     def append(self, data: bytes) -> None:
         self.waiting += data
+        self._write()
+
+    def _write(self) -> None:
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.truncate(self.size)
             file.seek(self.size)
@@ -360,7 +363,7 @@ class _Log:
 
     def sync(self) -> None:
         """See to it that what was appended is on the disk."""
-        self.append(b"")
+        self._write()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ from fedbw_sweep.errors import DamagedError
 Arrays = list[NDArray[np.generic]]
 
 PLAIN = (str, bool, int, float, type(None))
+
+
+NOT_ONE = (
+    ValueError, TypeError, LookupError, MemoryError, RecursionError, SyntaxError, TokenError,
+)  # fmt: skip
+"""What NumPy and json raise of files that are no trees; NumPy parses headers as Python literals."""
 
 
 def write_tree(path: Path, tree: Any) -> tuple[int, str]:
@@ -71,7 +78,7 @@ def parse_tree(path: Path, data: bytes) -> Any:
     try:
         text, *rest = arrays()
         return _put_together(json.loads(text.tobytes()), rest)
-    except (ValueError, TypeError, LookupError, MemoryError, RecursionError) as error:
+    except NOT_ONE as error:
         raise DamagedError(f"{path} is damaged: {error}") from None
 
 

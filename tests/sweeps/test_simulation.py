@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -126,20 +127,50 @@ def test_messages_on_ray_are_those_of_the_table(undisturbed: tuple[Path, str]) -
             assert row["downlink_ratio"] > 3
 
 
+def _unfinished(folder: Path) -> list[Path]:
+    states = folder.glob("*/checkpoint/state.json")
+    return [path for path in states if not (path.parents[1] / "status.json").exists()]
+
+
+def kill_within_a_run(process: subprocess.Popen[str], folder: Path) -> None:
+    """Kill a command and all that it has started, once a run that is not done has kept a state."""
+    deadline = time.monotonic() + 300
+    while not _unfinished(folder):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for each in [*workers_of(process.pid), process]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.communicate()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        (*ONE, "backend=flower", "backend.workers=2"),
         (*STATELESS, "backend=flower", "backend.workers=2"),
         (*PAIR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "backend.workers=1"),
         (*ONE, "hydra/sweeper=basic", "backend.workers=1"),
     ],
-    ids=["flower", "flower, stateless", "joblib", "another sweeper"],
+    ids=["flower", "joblib", "another sweeper"],
 )
 def test_what_executes_the_runs_changes_no_byte(
     undisturbed: tuple[Path, str], tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    sweep(tmp_path, *arguments)
+    folder = tmp_path / "outputs" / "main"
+    kill_within_a_run(start(tmp_path, *arguments), folder)
+    went_on = _unfinished(folder)
+    printed = sweep(tmp_path, *arguments)
+    assert went_on
+    assert "goes on after round" in printed
+    assert_same_runs(folder, undisturbed[0])
+
+
+def test_a_backend_that_hides_states_starts_runs_over(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    printed = sweep(tmp_path, *ONE, "backend=flower", "backend.workers=2")
+    assert "no checkpoints: backend=flower hides what clients keep" in printed
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
 
 
@@ -155,8 +186,14 @@ def test_the_slurm_example_with_submitits_local_executor(
     choice.parent.mkdir(parents=True)
     choice.write_text(yaml.safe_dump({"defaults": ["submitit_local"], **here}))
     launcher = ("--config-dir", str(tmp_path / "conf"), "hydra/launcher=slurm_here")
+    folder = tmp_path / "outputs" / "main"
+    kill_within_a_run(start(tmp_path, *launcher, *ONE, "backend.workers=1"), folder)
+    [state] = _unfinished(folder)
+    reached = json.loads(state.read_text())["round"]
     sweep(tmp_path, *launcher, *ONE, "backend.workers=1")
-    assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
+    assert_same_runs(folder, undisturbed[0])
+    logs = "".join(path.read_text() for path in folder.rglob(".submitit/*/*.err"))
+    assert f"goes on after round {reached}" in logs or f"after round {reached + 1}" in logs
 
 
 def kill_workers(process: subprocess.Popen[str], most: int) -> int:
@@ -204,9 +241,12 @@ def test_a_signal_leaves_finished_runs_and_no_process(
     time.sleep(1)  # into the second run
     own = [psutil.Process(process.pid), *workers_of(process.pid)]
     assert len(own) > 5
-    process.send_signal(sent)
+    os.killpg(process.pid, sent)  # as a terminal does
     printed, _ = process.communicate(timeout=STOP_S)
     assert process.returncode == 128 + sent
+    [reached] = [json.loads(p.read_text())["round"] for p in tmp_path.rglob("running.json")]
+    [state] = _unfinished(tmp_path / "outputs" / "main")
+    assert json.loads(state.read_text())["round"] >= reached, "the state is written first"
     assert f"{word}: finished runs and rounds are kept; the same command goes on" in printed
     assert len(list(tmp_path.glob("outputs/main/*/status.json"))) == 1
     assert not list(tmp_path.glob("outputs/main/.*"))
@@ -236,9 +276,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.2)  # into the second run
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_within_a_run(process, folder)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/status.json")}
     assert 1 <= len(kept) < 3
     results, _ = collect(folder)
@@ -246,6 +284,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
     assert len(missing) == len(results) - len(kept) == 3 - len(kept)
     assert missing["reason"].str.contains("was announced but never recorded").all()
     printed = sweep(tmp_path, *HALF, "backend.workers=1")
+    assert "goes on after round" in printed
     assert f"{len(kept)} of 3 runs are done" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert_same_runs(folder, undisturbed[0])
