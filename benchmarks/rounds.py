@@ -79,66 +79,63 @@ def peak(folder: Path, overrides: str) -> float:
     return most / 1e6
 
 
-def in_turn(first: Callable[[Path], float], second: Callable[[Path], float]) -> tuple[float, ...]:
-    """Measure two things in turn; return both medians and that of their ratios."""
-    pairs = []
+def in_turn(*things: Callable[[Path], float]) -> list[str]:
+    """Measure things in turn; return what each but the last takes, over the last, in words."""
+    measured = []
     for number in range(REPEATS):
         found = {}
-        for which in ((first, second), (second, first))[number % 2]:
+        for which in (things, things[::-1])[number % 2]:
             with TemporaryDirectory() as place:
                 found[which] = which(Path(place, "sweep"))
-        pairs.append((found[first], found[second]))
-    ratios = [a / b for a, b in pairs]
-    print("  ", ", ".join(f"{a:.4g} / {b:.4g} = {a / b:.3f}" for a, b in pairs))
-    return *map(statistics.median, zip(*pairs, strict=True)), statistics.median(ratios)
+        measured.append([found[each] for each in things])
+        print("  ", ", ".join(f"{value:.5g}" for value in measured[-1]), flush=True)
+    *each, last = zip(*measured, strict=True)
+    return [
+        f"{statistics.median(own):.5g} over {statistics.median(last):.5g}: "
+        f"{statistics.median([a / b for a, b in zip(own, last, strict=True)]):.3f}"
+        for own in each
+    ]
 
 
-def prefixes() -> str:
-    """Runs of 5, 10, 20 and 40 rounds, over that of 40 alone."""
-    both, one, ratio = in_turn(
-        lambda folder: seconds(folder, f"{FEDERATION} rounds=5,10,20,40"),
-        lambda folder: seconds(folder, f"{FEDERATION} rounds=40"),
-    )
-    return f"{both:.1f} s over {one:.1f} s: {ratio:.2f}"
-
-
-def longer() -> str:
-    """20 rounds made 40, over 40 from the start."""
+def again() -> str:
+    """Seconds of 5, 10, 20 and 40 rounds, and of 20 made 40, over those of 40 alone."""
 
     def extended(folder: Path) -> float:
         seconds(folder, f"{FEDERATION} rounds=20")
         return seconds(folder, f"{FEDERATION} rounds=40")
 
-    more, whole, ratio = in_turn(
-        extended, lambda folder: seconds(folder, f"{FEDERATION} rounds=40")
+    prefixes, longer = in_turn(
+        lambda folder: seconds(folder, f"{FEDERATION} rounds=5,10,20,40"),
+        extended,
+        lambda folder: seconds(folder, f"{FEDERATION} rounds=40"),
     )
-    return f"{more:.1f} s over {whole:.1f} s: {ratio:.2f}"
+    return f"prefixes {prefixes}; longer {longer}"
 
 
 def overhead(overrides: str) -> str:
-    """The rounds of a run with checkpoints, over those without."""
-    on, off, ratio = in_turn(
+    """Seconds of a run's rounds with checkpoints, over those without."""
+    [found] = in_turn(
         lambda folder: training(folder, overrides),
         lambda folder: training(folder, f"{overrides} {OFF}"),
     )
-    return f"{on:.1f} s over {off:.1f} s: {ratio:.3f}"
+    return found
 
 
 def target() -> str:
     """Bytes to a loss of 2.4 by three methods, stopped there, over 30 rounds each."""
-    stopped, whole, ratio = in_turn(
+    [found] = in_turn(
         lambda folder: seconds(folder, *(f"{method} stop_at_loss=2.4" for method in METHODS)),
         lambda folder: seconds(folder, *METHODS),
     )
-    return f"{stopped:.1f} s over {whole:.1f} s: {ratio:.2f}"
+    return found
 
 
 def memory() -> str:
-    """The server's memory with checkpoints, less that without, in models."""
-    on, off, _ = in_turn(
+    """MB that the server holds at most, with checkpoints over without; a model is 56 MB."""
+    [found] = in_turn(
         lambda folder: peak(folder, RESIDUALS), lambda folder: peak(folder, f"{RESIDUALS} {OFF}")
     )
-    return f"{on:.0f} MB with, {off:.0f} MB without: {(on - off) / 56.27:.2f} models more"
+    return found
 
 
 def lost(overrides: str, rounds: int) -> str:
@@ -189,13 +186,12 @@ def _belongs(process: psutil.Process) -> bool:
 
 
 MEASURES: dict[str, Callable[[], str]] = {
-    "prefixes": prefixes,
-    "longer": longer,
+    "again": again,
     "target": target,
     "overhead_tiny": lambda: overhead(f"{FEDERATION} rounds=20"),
     "overhead_residuals": lambda: overhead(RESIDUALS),
     "memory": memory,
-    "lost_tiny": lambda: lost(f"{FEDERATION} rounds=40", 40),
+    "lost_tiny": lambda: lost(f"{FEDERATION} rounds=40 local_steps=5", 40),
     "lost_residuals": lambda: lost(RESIDUALS, 6),
 }
 

@@ -174,6 +174,11 @@ class RunConfig(Section):
         return trajectory_of(self.science, lossless=self.is_lossless)
 
     @property
+    def may_stop(self) -> bool:
+        """Whether the run may end before its last round by design."""
+        return self.stop_at_loss is not None or self.stop_at_mb is not None
+
+    @property
     def is_lossless(self) -> bool:
         """Whether updates arrive as they are, so that the method changes their bytes alone."""
         return self.compression.build().lossless and not self.compression.error_feedback

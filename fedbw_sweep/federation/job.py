@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -117,8 +116,8 @@ def serve(job: Job, grid: Grid, sinks: Sequence[Sink], store: Store | None = Non
             keeper.close()
 
 
-def _may_end(configs: Sequence[RunConfig]) -> Any:
+def _may_end(configs: Sequence[RunConfig]) -> Callable[[int], bool]:
     """Return whether some of the runs may end with a round, by its number."""
     last = {config.rounds for config in configs}
-    anywhere = any(c.stop_at_loss is not None or c.stop_at_mb is not None for c in configs)
+    anywhere = any(config.may_stop for config in configs)
     return lambda number: anywhere or number in last

@@ -216,7 +216,7 @@ class Keeper:
             began = time.thread_time()
             try:
                 store.save(state.number, state.whole, state.trees())
-            except (OSError, TypeError) as error:
+            except Exception as error:  # no run fails for it
                 self._changed |= state.changed
                 store.complain(error)
             took = seconds + time.thread_time() - began
@@ -231,7 +231,7 @@ class Keeper:
         def write() -> None:
             try:
                 store.append(name, data)
-            except OSError as error:
+            except OSError as error:  # the next one tries again
                 store.complain(error)
 
         if data:

@@ -247,10 +247,10 @@ class Store:
         """Whether it is light enough to be kept when its run has ended."""
         return self.weight <= self.keep_bytes
 
-    def complain(self, error: OSError | TypeError) -> None:
+    def complain(self, error: Exception) -> None:
         """Say, once, that states cannot be written."""
         if not self._complained:
-            why = error.strerror if isinstance(error, OSError) else error
+            why = getattr(error, "strerror", None) or error
             self.say(f"{self.folder} cannot be written: {why}; without it a run starts over")
         self._complained = True
 
@@ -384,8 +384,9 @@ def _write_synced(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with suppress(PermissionError):  # where a folder cannot be opened, as on Windows
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -78,7 +78,8 @@ class Sweep:
         self._writer = Writer(folder, self._say, self.configs[0].records.retry_s)
         self.lost: list[str] = []
         self._collecting, self._collected_until = Lock(), 0.0  # on time.monotonic()'s clock
-        self._looking = Lock()
+        self._looking = RLock()
+        self._said: set[str] = set()
         self._checkpoints: Kept | None = None
 
     def label(self, config: RunConfig) -> str:
@@ -167,7 +168,7 @@ class Sweep:
         made = made_by(configs[0])
         for group, start in self._kept().starts(configs, self.folder, made):
             place = self.folder / group[0].run_id
-            store = Store(place, made, processor(), own.keep_mb * MB, start, self._say)
+            store = Store(place, made, processor(), own.keep_mb * MB, start, self._say_once)
             if start is not None:
                 self._say(f"{self.label(group[0])}: goes on after round {start.round}")
             self._train_from(group, store)
@@ -219,7 +220,7 @@ class Sweep:
             if self._checkpoints is None:
                 source = self.configs[0].checkpoint.source
                 further = None if source is None else Path(source)
-                self._checkpoints = Kept(self.folder, further, self._say)
+                self._checkpoints = Kept(self.folder, further, self._say_once)
             return self._checkpoints
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -279,6 +280,12 @@ class Sweep:
 
     def _say(self, line: str) -> None:
         self._console.print(escape(printable(line)))
+
+    def _say_once(self, line: str) -> None:
+        with self._looking:
+            said, self._said = line in self._said, {*self._said, line}
+        if not said:
+            self._say(line)
 
     def _renew_tables(self) -> None:
         """Rebuild the folder's tables, unless they have just been: `show` does it in any case."""

@@ -54,12 +54,11 @@ class Kept:
     source : pathlib.Path or None
         A further folder, of a sweep or a run.
     say : callable
-        Called with each line for the user.
+        Called with each line for the user; it may be the same one again.
     """
 
     def __init__(self, sweep_dir: Path, source: Path | None, say: Callable[[str], None]) -> None:
         self.say = say
-        self._said: set[str] = set()
         self._found: dict[str, list[Path]] = {}
         folders = _with_checkpoints(sweep_dir)
         if source is not None:
@@ -99,12 +98,12 @@ class Kept:
             if (checkpoint := self._read(folder)) is None:
                 continue
             if (why := made.differs(checkpoint.made)) is not None:
-                self._tell(f"{checkpoint.folder} is not gone on from: {why}")
+                self.say(f"{checkpoint.folder} is not gone on from: {why}")
                 continue
             try:
                 rows = [json.loads(line)["rows"] for line in checkpoint.log(ROUNDS).splitlines()]
             except DamagedError as error:
-                self._tell(f"{error}; it is not gone on from")
+                self.say(f"{error}; it is not gone on from")
                 continue
             if len(rows) == checkpoint.round + 1:
                 yield _Candidate(checkpoint, rows)
@@ -113,7 +112,7 @@ class Kept:
         try:
             checkpoint.check()
         except DamagedError as error:
-            self._tell(f"{error}; it is not gone on from")
+            self.say(f"{error}; it is not gone on from")
             return False
         return True
 
@@ -121,13 +120,8 @@ class Kept:
         try:
             return read_checkpoint(folder)
         except DamagedError as error:
-            self._tell(f"{error}; it is not gone on from")
+            self.say(f"{error}; it is not gone on from")
             return None
-
-    def _tell(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self.say(line)
 
 
 def _with_checkpoints(folder: Path) -> list[Path]:

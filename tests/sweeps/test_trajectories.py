@@ -47,6 +47,12 @@ COVERING = [
 ]  # fmt: skip
 """Every kind of thing that is kept: residuals, a method's own state, clients' models, moments."""
 
+LITTLE = (
+    "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=64",
+    "model.architecture.num_hidden_layers=2",
+)
+
 COMPARED = "results.csv", "rounds.csv"
 """Tables of a sweep that must be the same to the byte; the run's own files are compared too."""
 
@@ -130,7 +136,7 @@ def assert_same(folder: Path, other: Path) -> None:
 def test_killed_extended_or_trained_together_a_run_is_the_same(
     do: Do, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
-    runs = runs_of(*overrides, rounds=(2, 3, 5))
+    runs = runs_of(*LITTLE, *overrides, rounds=(2, 3, 5))
     alone(do, tmp_path / "alone", runs)
     messages = do(tmp_path / "together", runs)
     assert_same(tmp_path / "together", tmp_path / "alone")
@@ -146,11 +152,11 @@ def test_killed_extended_or_trained_together_a_run_is_the_same(
 
 
 @settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     overrides=st.sampled_from(COVERING), share=st.floats(0, 1), again=st.floats(0, 1),
-    stops=st.sampled_from([(), ("stop_at_loss=5.6",), ("stop_at_mb=20",)]),
+    stops=st.sampled_from([(), ("stop_at_loss=6.2",), ("stop_at_mb=1",)]),
 )  # fmt: skip
 def test_a_run_may_be_killed_at_any_message(
     do: Do, tmp_path_factory: pytest.TempPathFactory, overrides: tuple[str, ...],
@@ -158,7 +164,7 @@ def test_a_run_may_be_killed_at_any_message(
 ) -> None:  # fmt: skip
     """Twice, and the second time what went on is killed."""
     place = tmp_path_factory.mktemp("killed")
-    runs = runs_of(*overrides, *stops, rounds=(2, 4))
+    runs = runs_of(*LITTLE, *overrides, *stops, rounds=(2, 4))
     alone(do, place / "alone", runs)
     folder = place / "first"
     for number, part in enumerate((share, again)):

@@ -125,7 +125,7 @@ def memory() -> int:
 
 
 def test_states_larger_than_the_object_store_are_kept_on_disk(tmp_path: Path) -> None:
-    size, nodes = 16 * 10**6, list(range(64))
+    size, nodes = 16 * 10**6, list(range(36))
     some, others = nodes[:16], nodes[16:]
 
     def note(node: int, message: Message, context: Context) -> RecordDict:
