@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import RecordDict
@@ -26,7 +27,7 @@ SHARE = 0.02
 """A state is saved after each round, unless that would take more than this share of the time."""
 
 SERVER, CLIENT = "server", "client-"
-"""What the parts of a state are called; a client's with its node id."""
+"""What the parts of a state are called; a client's with its number."""
 
 
 Round = tuple[dict[str, Row], dict[str, Row]]
@@ -58,14 +59,14 @@ class _Snapshot:
     whole: bool
     server: dict[str, Any]
     clients: Iterator[tuple[int, RecordDict]]
-    changed: set[int]  # their nodes
+    changed: set[int]  # clients whose state the store has not
 
     def trees(self) -> Iterator[tuple[str, Any]]:
         """Yield the parts of the state, one after the other."""
         yield SERVER, self.server
-        for node, kept in self.clients:
+        for client, kept in self.clients:
             if COMPRESSOR in kept.array_records:
-                yield f"{CLIENT}{node}", unpack_state(kept.array_records[COMPRESSOR])
+                yield f"{CLIENT}{client}", unpack_state(kept.array_records[COMPRESSOR])
 
 
 class Keeper:
@@ -88,10 +89,12 @@ class Keeper:
             store.say(f"no checkpoints: backend={config.backend.name} hides what clients keep")
             store = None
         self.server, self.grid, self.store = server, grid, store
+        self.nodes = sorted(grid.get_node_ids()) if store is not None else []
         self._booked = 0  # entries of each ledger that the store has
-        self._changed: set[int] = set()  # nodes of clients whose state the store has not
+        self._changed: set[int] = set()  # clients whose state the store has not
         self._unsaved: _Snapshot | None = None
         self._saving: Future[None] | None = None
+        self._turn = Lock()  # a signal has the last round's state saved from another thread
         self._due = 0.0  # on time.monotonic()'s clock
         self._thread = ThreadPoolExecutor(1)
         self._leave = before_end(self._save_unsaved)
@@ -102,61 +105,59 @@ class Keeper:
         Raises
         ------
         DamagedError
-            If it cannot be gone on from; then nothing here can be used any more.
+            If it cannot be gone on from; then neither server nor keeper can be used any more.
         """
         if self.store is None or self.store.start is None:
             return []
-        start, nodes = self.store.start, sorted(self.grid.get_node_ids())
-        given: list[int] = []
+        start, given = self.store.start, list[int]()
         try:
             lines = [json.loads(line) for line in start.log(ROUNDS).splitlines()]
             for key, books in self.server.exchange.books.items():
                 for line in lines:
                     books.ledger.entries += [Entry(**each) for each in line["messages"][key]]
-            for node, kept in self._kept(start, nodes):
-                given.append(node)
-                self._give(node, kept)
+            for client, kept in self._kept(start):
+                given.append(client)
+                self._give(client, kept)
         except (FedbwError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            for node in given:
-                self._give(node, RecordDict())
+            for client in given:
+                self._give(client, RecordDict())
             raise DamagedError(f"{start.folder} cannot be gone on from: {error}") from error
         self._booked = len(self.server.exchange.own.ledger.entries)
         if start.folder != self.store.folder:  # all is new there
-            self._changed = set(nodes)
+            self._changed = set(range(len(self.nodes)))
             for name in LOGS:
                 self._append(name, start.log(name))
         return [(line["rows"], line["timings"]) for line in lines]
 
-    def _give(self, node: int, kept: RecordDict) -> None:
+    def _give(self, client: int, kept: RecordDict) -> None:
         assert isinstance(self.grid, StatefulGrid)  # else nothing is kept where clients do
-        self.grid.give(node, kept)
+        self.grid.give(self.nodes[client], kept)
 
-    def _kept(self, start: Checkpoint, nodes: Sequence[int]) -> Iterator[tuple[int, RecordDict]]:
-        """Bring the server to where it was, and yield what each client kept, by its node."""
+    def _kept(self, start: Checkpoint) -> Iterator[tuple[int, RecordDict]]:
+        """Bring the server to where it was, and yield what each client kept."""
         kept = {int(name.removeprefix(CLIENT)) for name in start.trees if name != SERVER}
 
-        def of_method(node: int) -> RecordDict:
-            if node not in kept:
+        def of_method(client: int) -> RecordDict:
+            if client not in kept:
                 return RecordDict()
-            return RecordDict({COMPRESSOR: pack_state(start.tree(f"{CLIENT}{node}"))})
+            return RecordDict({COMPRESSOR: pack_state(start.tree(f"{CLIENT}{client}"))})
 
         with_model = set()
         for model, clients in self.server.load(start.tree(SERVER), start.log(UPDATES)):
             for client in clients:
-                node = nodes[client]
-                with_model.add(node)
-                both = of_method(node)
+                with_model.add(client)
+                both = of_method(client)
                 both[MODEL] = pack_state({MODEL: model})
-                yield node, both
-        for node in sorted(kept - with_model):
-            yield node, of_method(node)
+                yield client, both
+        for client in sorted(kept - with_model):
+            yield client, of_method(client)
 
     def after(self, number: int, rows: dict[str, Row], timings: dict[str, Row]) -> None:
         """Keep a round that is over: now, or with one of the next."""
         if self.store is None:
             return
         began = time.monotonic()
-        exchange, nodes = self.server.exchange, sorted(self.grid.get_node_ids())
+        exchange = self.server.exchange
         messages = {
             key: [asdict(entry) for entry in books.ledger.entries[self._booked :]]
             for key, books in exchange.books.items()
@@ -165,21 +166,30 @@ class Keeper:
         line = {"rows": rows, "timings": timings, "messages": messages}
         self._append(UPDATES, exchange.downlink.made if number > 1 else b"")
         self._append(ROUNDS, f"{json.dumps(line)}\n".encode())
-        self._changed |= {nodes[report.client] for report in exchange.reports[number]}
-        changed = set(self._changed)
-        clients = self.grid.hold(sorted(changed)) if isinstance(self.grid, StatefulGrid) else ()
-        self._unsaved = _Snapshot(
-            number, exchange.may_end(number), self.server.state(), iter(clients), changed
-        )
+        replied = {report.client for report in exchange.reports[number]}
+        with self._turn:
+            self._changed |= replied
+            changed = set(self._changed)
+            server, clients = self.server.state(), self._hold(changed)
+            whole = exchange.may_end(number)
+            self._unsaved = _Snapshot(number, whole, server, clients, changed)
         busy = self._saving is not None and not self._saving.done()
         if number and not busy and time.monotonic() >= self._due:
             self._save(time.monotonic() - began)
+
+    def _hold(self, clients: Iterable[int]) -> Iterator[tuple[int, RecordDict]]:
+        """Return what clients keep, as it is now, whenever it is read."""
+        if not isinstance(self.grid, StatefulGrid):
+            return iter(())
+        client_of = {self.nodes[client]: client for client in sorted(clients)}
+        return ((client_of[node], kept) for node, kept in self.grid.hold(client_of))
 
     def before_step(self) -> None:
         """Let what the next step changes in place be written first, or not at all."""
         if self.store is None or not self.server.server_step.keeps:
             return
-        self._unsaved = None
+        with self._turn:
+            self._unsaved = None
         self._wait()
 
     def flush(self) -> None:
@@ -196,9 +206,8 @@ class Keeper:
         self._thread.shutdown()
 
     def _save_unsaved(self) -> None:
-        if self._unsaved is not None:
-            self._wait()
-            self._save(0.0)
+        self._wait()
+        self._save(0.0)
         self._wait()
 
     def _wait(self) -> None:
@@ -207,35 +216,34 @@ class Keeper:
 
     def _save(self, seconds: float) -> None:
         """Have the last round's state written, of which so many seconds were spent already."""
-        assert self.store is not None
-        assert self._unsaved is not None
-        store, state = self.store, self._unsaved
-        self._unsaved, self._changed = None, self._changed - state.changed
 
-        def write() -> None:
+        def write(store: Store, state: _Snapshot) -> None:
             began = time.thread_time()
             try:
                 store.save(state.number, state.whole, state.trees())
             except Exception as error:  # no run fails for it
-                self._changed |= state.changed
+                with self._turn:
+                    self._changed |= state.changed
                 store.complain(error)
             took = seconds + time.thread_time() - began
             self._due = time.monotonic() + took * (1 / SHARE - 1)
 
-        self._saving = self._thread.submit(write)
+        with self._turn:
+            state, self._unsaved = self._unsaved, None
+            if state is None or self.store is None:
+                return
+            self._changed = self._changed - state.changed
+            self._saving = self._thread.submit(write, self.store, state)
 
     def _append(self, name: str, data: bytes) -> None:
-        store = self.store
-        assert store is not None
-
-        def write() -> None:
+        def write(store: Store) -> None:
             try:
                 store.append(name, data)
             except OSError as error:  # the next one tries again
                 store.complain(error)
 
-        if data:
-            self._thread.submit(write)
+        if data and self.store is not None:
+            self._thread.submit(write, self.store)
 
 
 def keeps_state(config: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -59,6 +60,10 @@ COMPARED = "results.csv", "rounds.csv"
 OWN = "rounds.csv", "parts.csv", "messages.parquet", "config.yaml"
 
 
+ORDERS = itertools.count()
+"""Node ids and the order of replies are other ones in each process."""
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -67,7 +72,7 @@ class Process(LocalBackend):
     """A backend of a process that is killed at a message: what it leaves is copied just before."""
 
     def __init__(self, at: int = -1, folder: Path | None = None, to: Path | None = None) -> None:
-        super().__init__(tamper=self.count)
+        super().__init__(order=next(ORDERS), tamper=self.count)
         self.at, self.folder, self.to, self.messages = at, folder, to, 0
 
     def runs_at_a_time(self, configs: Sequence[RunConfig]) -> int:
