@@ -3,10 +3,11 @@
 A sweep of 12 runs is started, disturbed at a random moment, and started again, until it was
 disturbed so often; then it is left to end. Its command, a worker or a process of Ray's is killed
 with SIGKILL, or the command is told to end with SIGTERM, or the disk is full for a while (where a
-small disk can be mounted). A command that survives that is told to end a little later. Its tables must be those of a sweep that was left alone, byte for byte;
-no process may be left 20 seconds after a command has ended, and in the end nothing in the temporary
-directory or in shared memory. LOG gets a line per kill; started again with the same LOG, the storm
-goes on with the same sweep.
+small disk can be mounted). A command that survives that is told to end a little later. In the end
+the tables must be those of a sweep that was left alone, byte for byte; no process may be left 20
+seconds after a command has ended, and at last nothing in the temporary directory or in shared
+memory. LOG gets a line per kill; started again with the same LOG, the storm goes on with the same
+sweep.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ DISTURBANCES = [
     ("raylet", signal.SIGKILL), ("gcs", signal.SIGKILL), ("disk", None),
 ]  # fmt: skip
 
-DISK_MB, FULL_S = 400, 8.0
+DISK_MB, FULL_S = 1500, 8.0
 """The size of the small disk, and for how long it is full."""
 
 LONGEST_S = 30.0
