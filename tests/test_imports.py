@@ -171,6 +171,7 @@ TESTED_BY = {
     "config.section": "config/test_run.py",
     "cost.downlink": "federation/test_downlink.py",  # against what is sent
     "data.federate": "data/test_partition.py",  # as everything that divides text
+    "federation.books": "sweeps/test_trajectories.py",  # as none and lossless
     "federation.client": "federation/test_rounds.py",
     "federation.exchange": "federation/test_rounds.py",
     "federation.job": "federation/test_rounds.py",
