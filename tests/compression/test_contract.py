@@ -126,6 +126,14 @@ def test_round_trip_of_anything(name: str, data: st.DataObject) -> None:
 
 
 @every_method
+def test_lossless_is_said_of_what_changes_no_bit(name: str) -> None:
+    compressor = load_compressor(name)
+    update = np.concatenate([gaussian(MIXED.size - 3), np.float32([-0.0, 1e-42, 1e30])])
+    decoded = compressor.decode(compressor.encode(update, MIXED, generator()), MIXED)
+    assert compressor.lossless == (decoded.tobytes() == update.tobytes())
+
+
+@every_method
 @given(tail=st.binary(max_size=200))
 @examples
 def test_decoding_anything(name: str, tail: bytes) -> None:
