@@ -104,11 +104,12 @@ def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> di
     said["output"] = str(temporary / "output")
     faults: list[str] = []
     first = start(folder, temporary)
-    wait = rng.uniform(0, lasts)
+    wait = rng.uniform(0, lasts) if kind == "command" else rng.uniform(0.2, 0.9) * lasts
     started = time.monotonic()
     while time.monotonic() - started < wait and first.poll() is None:
         time.sleep(0.05)
-    killed = victims(temporary, kind)
+    while not (killed := victims(temporary, kind)) and first.poll() is None:
+        time.sleep(0.05)
     said |= {"after": round(wait, 2), "there": len(killed)}
     for process in rng.sample(killed, min(1, len(killed))):
         try:
@@ -168,7 +169,8 @@ def main() -> int:
             file.write(json.dumps(said) + "\n")
         print(said, flush=True)
     wrong = [said for said in before if said["faults"]]
-    print(f"{len(before)} kills, {len(wrong)} with faults; kept in {place}")
+    met = sum(said["there"] > 0 for said in before)
+    print(f"{len(before)} cases, {met} met a process, {len(wrong)} with faults; kept in {place}")
     shutil.rmtree(place / "alone")
     return int(bool(wrong))
 
