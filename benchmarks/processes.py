@@ -171,10 +171,10 @@ def stages(*arguments: str) -> None:
     def started(self: RayBackend, config: Any) -> None:
         start(self, config)
         ended("torch, transformers and Flower are imported, and Ray has started meanwhile")
-        from fedbw_sweep.federation import job
+        from fedbw_sweep.federation import runs
         from fedbw_sweep.federation.exchange import Exchange
 
-        stamp(job, "heldout_loss", "the model is evaluated")
+        stamp(runs, "heldout_loss", "the model is evaluated")
         stamp(Exchange, "receive", FIRST_STEP)
 
     def plain(self: RayBackend, config: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,13 @@ SMALL = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start what waits for Ray first: the rest fills the cores meanwhile."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured() -> None:
+    """Forget initial losses: some tests make them up."""
+    if "fedbw_sweep.federation.shared" in sys.modules:
+        sys.modules["fedbw_sweep.federation.shared"]._initial_losses.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_clients_train_from_the_exchanges_record(
     assert trained_from == recorded
     if name != "sketch":  # which finds nothing heavy in these differences
         assert len(set(recorded)) > 2
-    down = [entry for entry in exchanges[0].ledger.entries if entry.direction == "downlink"]
+    down = [entry for entry in exchanges[0].own.ledger.entries if entry.direction == "downlink"]
     assert len(down) == 5 * 3
     assert record.summary["downlink_bytes"] == sum(entry.payload_bytes for entry in down)
     assert record.summary["downlink_ratio"] == pytest.approx(

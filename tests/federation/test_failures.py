@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message
 
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.federation import job
+from fedbw_sweep.federation import runs
 from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.ledger import METRICS, SENT_PAYLOAD
 from fedbw_sweep.federation.runs import Sink
@@ -47,7 +47,7 @@ def test_a_loss_without_a_perplexity_is_a_divergence(
 ) -> None:
     """The largest float64 is e to the 709.78."""
     losses = iter([5.0, loss, loss])
-    monkeypatch.setattr(job, "heldout_loss", lambda model, windows: next(losses))
+    monkeypatch.setattr(runs, "heldout_loss", lambda model, windows: next(losses))
     record = execute()
     if why is None:
         assert record.error is None

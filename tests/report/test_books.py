@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from fedbw_sweep.federation import job
+from fedbw_sweep.federation import runs, shared
 from fedbw_sweep.records.collect import collect
 from fedbw_sweep.records.read import load_records
 from fedbw_sweep.records.write import announce
@@ -49,12 +49,12 @@ def kill(sweep: Path, *overrides: str) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
-from fedbw_sweep.federation import job
+from fedbw_sweep.federation import runs
 from fedbw_sweep.sweeps import run
 from tests.conftest import config_of
 from tests.local import LocalBackend
 
-evaluate, evaluated = job.heldout_loss, []
+evaluate, evaluated = runs.heldout_loss, []
 
 def evaluate_once(*arguments):
     if evaluated:
@@ -62,7 +62,7 @@ def evaluate_once(*arguments):
     evaluated.append(True)
     return evaluate(*arguments)
 
-run.backend_of, job.heldout_loss = LocalBackend(), evaluate_once
+run.backend_of, runs.heldout_loss = LocalBackend(), evaluate_once
 run.execute(config_of(*sys.argv[2:]), Path(sys.argv[1]))
 """
     command = [sys.executable, "-c", code, str(sweep), *overrides]
@@ -92,14 +92,15 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     announce(configs.values(), folder)
     kill(folder, *quick, *(f"{k}={v}" for k, v in zip(VARIED, KILLED, strict=True)))
     assert [path.name for path in (folder / configs[KILLED].run_id).iterdir()] == ["config.yaml"]
-    evaluate = job.heldout_loss
+    evaluate = runs.heldout_loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "backend_of", LocalBackend())
         for key, config in configs.items():
             if key != KILLED:
                 diverges = key == DIVERGED
+                shared._initial_losses.clear()  # so that it does at once, and no other
                 patch.setattr(
-                    job, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
+                    runs, "heldout_loss", (lambda *_: float("nan")) if diverges else evaluate
                 )
                 run.execute(config, folder)
     collect(folder)

@@ -116,7 +116,7 @@ def test_runs_that_stopped_are_not_ranked_against_whole_ones(tmp_path: Path) -> 
     table = table_of(tmp_path, Options(target_loss=6.0))
     loss, up, ratio = (
         dict(zip(table.frame["compression"], table.best[name], strict=True))
-        for name in ("loss (nats/token)", "up (MB)", "up ratio")
+        for name in ("loss (nats/token)", "up (B)", "up ratio")
     )
     assert loss == {"int8": False, "none": True, "topk": False}
     assert up == {"int8": False, "none": False, "topk": True}
