@@ -194,7 +194,6 @@ TESTED_BY = {
     "records.schema": "test_docs.py",  # against the page of columns
     "records.tables": "records/test_read.py",
     "records.trees": "records/test_checkpoint.py",
-    "shutdown": "sweeps/test_simulation.py",
     "report.build": "report/test_spec.py",
     "report.charts": "report/test_page.py",  # in a browser
     "report.drawing": "report/test_figure.py",

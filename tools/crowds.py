@@ -8,7 +8,6 @@ with the same LOG, the storm goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
@@ -18,13 +17,13 @@ import time
 from pathlib import Path
 from tempfile import mkdtemp
 
-from tools.kills import SWEEP, short_folder, start, tables
+from tools.kills import Said, alone, go_through, short_folder, start, tables
 
 ENDS_S = 600
 """Seconds in which every command must have ended."""
 
 
-def case(number: int, wanted: dict[str, bytes], place: Path) -> dict[str, object]:
+def case(number: int, wanted: dict[str, bytes], place: Path) -> Said:
     """Start commands, kill some; return what was done and what is wrong, if anything."""
     rng = random.Random(number)
     count = 2 if number % 2 == 0 else 4
@@ -63,19 +62,9 @@ def case(number: int, wanted: dict[str, bytes], place: Path) -> dict[str, object
 def main() -> int:
     """Go through the cases that the log lacks; return 1 if any of all found a fault."""
     log, cases = Path(sys.argv[1]), int((sys.argv[2:] or ["10"])[0])
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    before = [json.loads(line) for line in lines]
-    place, temporary = Path(mkdtemp(prefix="crowds-")), short_folder()
-    if start(place / "alone", temporary, SWEEP).wait() != 0:
-        sys.exit((temporary / "output").read_text(encoding="utf-8"))
-    wanted = tables(place / "alone")
-    shutil.rmtree(temporary)
-    for number in range(len(before), cases):
-        said = case(number, wanted, place)
-        before.append(said)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said) + "\n")
-        print(said, flush=True)
+    place = Path(mkdtemp(prefix="crowds-"))
+    wanted = alone(place)
+    before = go_through(log, cases, lambda number: case(number, wanted, place))
     wrong = [said for said in before if said["faults"]]
     print(f"{len(before)} cases, {len(wrong)} with faults; kept in {place}")
     return int(bool(wrong))

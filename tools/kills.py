@@ -17,9 +17,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import psutil
 
@@ -35,7 +37,7 @@ VICTIMS = {
     "gcs": "gcs_server",
     "node": "fedbw_sweep.backends.ray.node",
     "nursery": "nursery.py",
-    "agent": "agent",
+    "agent": "Agent",
 }
 """What the command lines of processes hold, by what they are."""
 
@@ -85,7 +87,7 @@ def victims(temporary: Path, kind: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
         own = {name for name, mark in VICTIMS.items() if mark in line}
-        if kind in own and (kind != "agent" or own == {"agent"}):
+        if (kind == "agent") if "agent" in own else (kind in own):  # agents are called ray:: too
             found.append(process)
     return found
 
@@ -95,12 +97,66 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in TABLES}
 
 
-def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> dict[str, object]:
+def end(command: subprocess.Popen[bytes], temporary: Path, seconds: float) -> list[str]:
+    """Wait for the end of a command and of all that it started; return what is wrong with it."""
+    faults = []
+    try:
+        command.wait(seconds)
+    except subprocess.TimeoutExpired:
+        faults.append("the command hangs")
+        command.kill()
+    until = time.monotonic() + GONE_S
+    while (left := living(temporary)) and time.monotonic() < until:
+        time.sleep(0.2)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            faults.append(f"left: {' '.join(process.cmdline())[:200]}")
+            process.kill()
+    return faults
+
+
+def done(folder: Path) -> int:
+    """Count the runs of a sweep that are done."""
+    statuses = [json.loads(path.read_bytes()) for path in folder.glob("*/status.json")]
+    return sum(status["status"] == "done" for status in statuses)
+
+
+Said = dict[str, Any]
+"""A line of a log: what was done, and under ``faults`` what is wrong."""
+
+
+def read_log(log: Path) -> list[Said]:
+    """Return what a log has."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def go_through(log: Path, count: int, do: Callable[[int], Said]) -> list[Said]:
+    """Do the cases that a log lacks, a line for each; return what it has then."""
+    said = read_log(log)
+    for number in range(len(said), count):
+        said.append(do(number))
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(said[-1]) + "\n")
+        print(said[-1], flush=True)
+    return said
+
+
+def alone(place: Path) -> dict[str, bytes]:
+    """Return the tables of a sweep that nobody disturbs."""
+    temporary = short_folder()
+    if start(place / "alone", temporary).wait() != 0:
+        sys.exit((temporary / "output").read_text(encoding="utf-8"))
+    shutil.rmtree(temporary)
+    return tables(place / "alone")
+
+
+def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> Said:
     """Kill once and start again; return what was done and what is wrong, if anything."""
     rng = random.Random(number)
     kind, how = rng.choice(list(VICTIMS)), rng.choice(SIGNALS)
     folder, temporary = place / f"sweep{number}", short_folder()
-    said: dict[str, object] = {"case": number, "victim": kind, "signal": how.name}
+    said: Said = {"case": number, "victim": kind, "signal": how.name}
     said["output"] = str(temporary / "output")
     faults: list[str] = []
     first = start(folder, temporary)
@@ -116,20 +172,8 @@ def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> di
             process.send_signal(how)
         except psutil.NoSuchProcess:
             said["there"] = 0
-    try:
-        said["code"] = first.wait(180)
-    except subprocess.TimeoutExpired:
-        faults.append("the command hangs")
-        first.kill()
-    until = time.monotonic() + GONE_S
-    while (left := living(temporary)) and time.monotonic() < until:
-        time.sleep(0.2)
-    faults += [f"left: {' '.join(process.cmdline())[:200]}" for process in left]
-    for process in left:
-        process.kill()
-    said["done"] = sum(
-        json.loads(path.read_bytes())["status"] == "done" for path in folder.glob("*/status.json")
-    )
+    faults += end(first, temporary, 180)
+    said |= {"code": first.returncode, "done": done(folder)}
     second = start(folder, temporary)
     try:
         said["again"] = second.wait(300)
@@ -154,20 +198,10 @@ def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> di
 def main() -> int:
     """Go through the cases that the log lacks; return 1 if any of all found a fault."""
     log, cases = Path(sys.argv[1]), int((sys.argv[2:] or ["100"])[0])
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    before = [json.loads(line) for line in lines]
-    place = Path(mkdtemp(prefix="kills-"))
-    started, temporary = time.monotonic(), short_folder()
-    if start(place / "alone", temporary).wait() != 0:
-        sys.exit((temporary / "output").read_text(encoding="utf-8"))
-    lasts, wanted = time.monotonic() - started, tables(place / "alone")
-    shutil.rmtree(temporary)
-    for number in range(len(before), cases):
-        said = case(number, wanted, lasts, place)
-        before.append(said)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said) + "\n")
-        print(said, flush=True)
+    place, started = Path(mkdtemp(prefix="kills-")), time.monotonic()
+    wanted = alone(place)
+    lasts = time.monotonic() - started
+    before = go_through(log, cases, lambda number: case(number, wanted, lasts, place))
     wrong = [said for said in before if said["faults"]]
     met = sum(said["there"] > 0 for said in before)
     print(f"{len(before)} cases, {met} met a process, {len(wrong)} with faults; kept in {place}")

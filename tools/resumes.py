@@ -12,7 +12,6 @@ sweep.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tools.kills import GONE_S, living, short_folder, start, tables, victims
+from tools.kills import Said, done, end, go_through, short_folder, start, tables, victims
 
 SWEEP = (
     "-m", "model=tiny", "num_clients=8", "fraction_fit=0.5", "rounds=16,32", "local_steps=12",
@@ -69,13 +68,13 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-def disturb(number: int, place: Path, temporary: Path) -> dict[str, object]:
+def disturb(number: int, place: Path, temporary: Path) -> Said:
     """Start the sweep, disturb it, and wait for its end, or for what a full disk does to it."""
     rng = random.Random(number)
     kind, how = rng.choice(DISTURBANCES)
     wait = rng.uniform(4, LONGEST_S)
     command = start(place / "sweep", temporary, SWEEP)
-    said: dict[str, object] = {"kill": number, "victim": kind, "after": round(wait, 2)}
+    said: Said = {"kill": number, "victim": kind, "after": round(wait, 2)}
     started = time.monotonic()
     while time.monotonic() - started < wait and command.poll() is None:
         time.sleep(0.05)
@@ -87,26 +86,13 @@ def disturb(number: int, place: Path, temporary: Path) -> dict[str, object]:
         said |= {"signal": how.name, "there": len(killed)}
         for process in killed[:1]:
             process.send_signal(how)
-    faults = []
     with suppress(subprocess.TimeoutExpired):
         command.wait(rng.uniform(2, 10) if kind in ("disk", "worker") else 120)
     if command.poll() is None:
         said["survived"] = True
         command.send_signal(signal.SIGTERM)
-    try:
-        said["code"] = command.wait(60)
-    except subprocess.TimeoutExpired:
-        faults.append("the command hangs")
-        command.kill()
-    until = time.monotonic() + GONE_S
-    while (left := living(temporary)) and time.monotonic() < until:
-        time.sleep(0.2)
-    faults += [f"left: {' '.join(process.cmdline())[:200]}" for process in left]
-    for process in left:
-        process.kill()
-    statuses = [json.loads(p.read_bytes()) for p in (place / "sweep").glob("*/status.json")]
-    said["done"] = sum(status["status"] == "done" for status in statuses)
-    return {**said, "faults": faults}
+    faults = end(command, temporary, 60)
+    return {**said, "code": command.returncode, "done": done(place / "sweep"), "faults": faults}
 
 
 def main() -> int:
@@ -114,15 +100,8 @@ def main() -> int:
     log, kills = Path(sys.argv[1]).resolve(), int((sys.argv[2:] or ["30"])[0])
     place = log.with_suffix(".d")
     on_small_disk = small_disk(place)
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    before = [json.loads(line) for line in lines]
     shared, temporary = shared_memory(), short_folder()
-    for number in range(len(before), kills):
-        said = disturb(number, place, temporary)
-        before.append(said)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said) + "\n")
-        print(said, flush=True)
+    before = go_through(log, kills, lambda number: disturb(number, place, temporary))
     wrong = [fault for said in before for fault in said["faults"]]
     for name in ("sweep", "alone"):
         if start(place / name, temporary, SWEEP).wait() != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -40,7 +41,7 @@ class Job:
     @property
     def configs(self) -> list[RunConfig]:
         """The runs, those of more rounds first."""
-        return [RunConfig.model_validate_json(run) for run in self.runs]
+        return list(_configs(self.runs))
 
     @property
     def config(self) -> RunConfig:
@@ -49,9 +50,20 @@ class Job:
         Where they differ in their methods, which then are lossless, the one travels that takes
         longest to encode: clients do that at the same time, the server one after the other.
         """
-        longest, *others = self.configs
-        coded = [c.compression for c in [longest, *others] if not c.compression.build().fixed_size]
-        return longest.model_copy(update={"compression": coded[0]}) if coded else longest
+        return _trained(self.runs)
+
+
+@lru_cache(maxsize=16)
+def _configs(runs: tuple[str, ...]) -> tuple[RunConfig, ...]:
+    """Parse a job's runs: a worker asks for them with every message."""
+    return tuple(RunConfig.model_validate_json(run) for run in runs)
+
+
+@lru_cache(maxsize=16)
+def _trained(runs: tuple[str, ...]) -> RunConfig:
+    longest, *others = _configs(runs)
+    coded = [c.compression for c in [longest, *others] if not c.compression.build().fixed_size]
+    return longest.model_copy(update={"compression": coded[0]}) if coded else longest
 
 
 def server_app(job: Job, sinks: Sequence[Sink], store: Store | None = None) -> ServerApp:

@@ -25,7 +25,7 @@ from fedbw_sweep.records.schema import CONFIG, STATUS
 HASHES, SUMS = "sha256", "SHA256SUMS"
 
 
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def digest(data: bytes) -> str:
@@ -50,7 +50,7 @@ def sealed(status: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, A
 
 def _own_digest(status: Mapping[str, Any]) -> str:
     others = {name: value for name, value in status[HASHES].items() if name != STATUS}
-    return digest(_canonical({**status, HASHES: others}).encode())
+    return digest(canonical({**status, HASHES: others}).encode())
 
 
 def read_sums(folder: Path) -> dict[str, str]:

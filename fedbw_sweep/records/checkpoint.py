@@ -13,11 +13,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedbw_sweep.errors import DamagedError
+from fedbw_sweep.records.check import canonical, digest
 from fedbw_sweep.records.files import parse_json
 from fedbw_sweep.records.place import hidden
 from fedbw_sweep.records.schema import CHECKPOINT
@@ -98,13 +99,8 @@ class Checkpoint:
     round: int
     whole: bool
     processors: list[str]
-    trees: dict[str, Entry] = field(default_factory=dict)
-    logs: dict[str, Entry] = field(default_factory=dict)
-
-    @property
-    def weight(self) -> int:
-        """Bytes of its files."""
-        return sum(entry.size for entry in [*self.trees.values(), *self.logs.values()])
+    trees: dict[str, Entry]
+    logs: dict[str, Entry]
 
     def tree(self, name: str) -> Any:
         """Read a file that was written whole.
@@ -147,7 +143,7 @@ class Checkpoint:
                 data = file.read(entry.size)
         except OSError as error:
             raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
+        if digest(data) != entry.sha256:
             raise DamagedError(f"{path} is damaged: it is not what was written, by its hash")
         return data
 
@@ -171,8 +167,8 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
     if said.get("format") != FORMAT:
         raise DamagedError(f"{path} is another version's: format {said.get('format')}")
-    digest = said.pop("sha256", None)
-    if digest != _digest(said):
+    own = said.pop("sha256", None)
+    if own != _own_digest(said):
         raise DamagedError(f"{path} is damaged: it is not what was written, by its own hash")
     try:
         entries = {
@@ -300,7 +296,9 @@ class Store:
             "trees": {name: list(vars(entry).values()) for name, entry in entries.items()},
             "logs": {name: list(vars(log.entry).values()) for name, log in self._logs.items()},
         }
-        _write_synced(self.folder / STATE, json.dumps({**state, "sha256": _digest(state)}).encode())
+        _write_synced(
+            self.folder / STATE, json.dumps({**state, "sha256": _own_digest(state)}).encode()
+        )
         self._trees, self.saved = entries, number
         self._remove_others()
 
@@ -368,9 +366,8 @@ class _Log:
             os.fsync(file.fileno())
 
 
-def _digest(state: Mapping[str, Any]) -> str:
-    text = json.dumps(state, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _own_digest(state: Mapping[str, Any]) -> str:
+    return digest(canonical(state).encode())
 
 
 def _write_synced(path: Path, data: bytes) -> None:

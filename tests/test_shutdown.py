@@ -1,0 +1,48 @@
+"""What is registered is done before a command ends; a second signal does not wait for it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+COMMAND = """
+import sys, time
+from pathlib import Path
+from fedbw_sweep.shutdown import before_end, listen
+
+def save():
+    Path(sys.argv[1]).write_text("began")
+    time.sleep(float(sys.argv[2]))
+    Path(sys.argv[1]).write_text("ended")
+
+taken_back = before_end(lambda: Path(sys.argv[1]).write_text("taken back"))
+taken_back()
+before_end(save)
+listen()
+print("listens", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "signals", "left"), [("0.2", 1, "ended"), ("60", 2, "began")])
+def test_states_are_saved_unless_there_is_no_patience(
+    tmp_path: Path, seconds: str, signals: int, left: str
+) -> None:
+    place = tmp_path / "state"
+    command = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(place), seconds], stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == "listens\n"
+    for _ in range(signals):
+        command.send_signal(signal.SIGTERM)
+        while not place.exists():
+            time.sleep(0.01)
+    command.communicate(timeout=20)
+    assert command.returncode == 128 + signal.SIGTERM
+    assert place.read_text() == left
