@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 from types import FrameType
-from typing import NoReturn
 
 import psutil
 
@@ -42,29 +41,41 @@ def listen() -> None:
         signal.signal(signal.Signals[name], shut_down)
 
 
-def shut_down(signum: int, frame: FrameType | None) -> NoReturn:
-    """End soon, with every process that was started; exit with 128 and the signal's number.
+def shut_down(signum: int, frame: FrameType | None) -> None:
+    """Have states saved, then end with every process started; a second signal ends at once.
 
-    An exception would not do: in a callback of the interpreter's it is ignored, runs in other
-    threads hold the process up, waiting for replies that never come, and Ray's own processes notice
-    only later that nobody is left.
+    The exit code is 128 and the signal's number. An exception would not do: in a callback of the
+    interpreter's it is ignored, runs in other threads hold the process up, waiting for replies that
+    never come, and Ray's own processes notice only later that nobody is left.
     """
     global _ending
-    word = SIGNALS[signal.Signals(signum).name]
-    _print(f"\n{word}: finished runs and rounds are kept; the same command goes on\n")
     if not _ending:
         _ending = True
-        # In another thread: this one may have been stopped where it holds a lock.
-        threads = [Thread(target=save, daemon=True) for save in [*_before]]
-        for thread in threads:
-            thread.start()
-        until = time.monotonic() + PATIENCE_S
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        word = SIGNALS[signal.Signals(signum).name]
+        _print(f"\n{word}: finished runs and rounds are kept; the same command goes on\n")
+        # The main thread goes on meanwhile: it may hold a lock that saving needs.
+        Thread(target=_save_and_end, args=(signum,), daemon=True).start()
+        return
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     os._exit(128 + signum)
+
+
+def _save_and_end(signum: int) -> None:
+    threads = [Thread(target=save, daemon=True) for save in [*_before]]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + PATIENCE_S
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    os.kill(os.getpid(), signum)
+
+
+def await_end() -> None:
+    """Do not return if the command is ending: what fails now may fail for that."""
+    while _ending:
+        time.sleep(1)
 
 
 def _print(line: str) -> None:

@@ -1,4 +1,7 @@
-"""What is registered is done before a command ends; a second signal does not wait for it."""
+"""What is registered is done before a command ends, whatever the signal interrupts.
+
+A second signal does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,15 @@ import pytest
 
 COMMAND = """
 import sys, time
+from threading import Lock
 from pathlib import Path
-from fedbw_sweep.shutdown import before_end, listen
+from fedbw_sweep.shutdown import await_end, before_end, listen
+
+lock = Lock()
 
 def save():
+    with lock:
+        pass
     Path(sys.argv[1]).write_text("began")
     time.sleep(float(sys.argv[2]))
     Path(sys.argv[1]).write_text("ended")
@@ -24,8 +32,11 @@ taken_back = before_end(lambda: Path(sys.argv[1]).write_text("taken back"))
 taken_back()
 before_end(save)
 listen()
-print("listens", flush=True)
-time.sleep(60)
+with lock:
+    print("listens", flush=True)
+    time.sleep(1)
+await_end()  # as what fails does
+print("fails")
 """
 
 
@@ -42,7 +53,9 @@ def test_states_are_saved_unless_there_is_no_patience(
     for _ in range(signals):
         command.send_signal(signal.SIGTERM)
         while not place.exists():
+            assert command.poll() is None
             time.sleep(0.01)
-    command.communicate(timeout=20)
+    printed, _ = command.communicate(timeout=20)
+    assert printed == ""
     assert command.returncode == 128 + signal.SIGTERM
     assert place.read_text() == left

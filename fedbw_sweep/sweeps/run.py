@@ -32,6 +32,7 @@ from fedbw_sweep.model.vector import frozen_parameters, layout_of
 from fedbw_sweep.records.checkpoint import Made, Store
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.records.write import RunRecord
+from fedbw_sweep.shutdown import await_end
 from fedbw_sweep.training.check import check_model, check_step
 from fedbw_sweep.training.process import pick_device, prepare_process
 
@@ -135,6 +136,7 @@ def train(
             raise sink.fault
     for record in records:
         if record.status == "failed":
+            await_end()
             record.end, record.error = end, error
             end_run(record)
     return records
