@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ VICTIMS = {
     "node": "fedbw_sweep.backends.ray.node",
     "nursery": "nursery.py",
     "agent": "Agent",
+    "dashboard": "dashboard/dashboard.py",
+    "monitor": "_private/monitor.py",
 }
 """What the command lines of processes hold, by what they are."""
 
@@ -65,17 +68,24 @@ def short_folder() -> Path:
     return Path(mkdtemp(prefix="k"))
 
 
+_sessions: defaultdict[Path, set[int]] = defaultdict(set)
+"""The sessions of a sweep's processes, by its temporary directory.
+
+Ray's agents write their names over their environments, so that only their sessions tell.
+"""
+
+
 def living(temporary: Path) -> list[psutil.Process]:
     """Return the processes of a sweep."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
-        try:
-            own = process.environ().get("TMPDIR") == str(temporary)
-            if own and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+        with suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                session = os.getsid(process.pid)
+                processes.append((process, session))
+                if process.environ().get("TMPDIR") == str(temporary):
+                    _sessions[temporary].add(session)
+    return [process for process, session in processes if session in _sessions[temporary]]
 
 
 def victims(temporary: Path, kind: str) -> list[psutil.Process]:
