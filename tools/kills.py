@@ -32,17 +32,20 @@ SWEEP = (
 )  # fmt: skip
 
 VICTIMS = {
-    "command": "-m fedbw_sweep -m",
-    "worker": "ray::",
-    "raylet": "/raylet/raylet",
-    "gcs": "gcs_server",
-    "node": "fedbw_sweep.backends.ray.node",
-    "nursery": "nursery.py",
     "agent": "Agent",
+    "worker": "ray::",
+    "node": "fedbw_sweep.backends.ray.node",
     "dashboard": "dashboard/dashboard.py",
     "monitor": "_private/monitor.py",
+    "raylet": "/raylet/raylet",
+    "gcs": "gcs_server",
+    "nursery": "-m fedbw_sweep -m",
+    "command": "-m fedbw_sweep -m",
 }
-"""What the command lines of processes hold, by what they are."""
+"""What the command lines of processes hold, by what they are: the first that fits.
+
+The nursery is a fork of the command.
+"""
 
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGHUP
 
@@ -92,14 +95,19 @@ def victims(temporary: Path, kind: str) -> list[psutil.Process]:
     """Return the processes of one kind."""
     found = []
     for process in living(temporary):
-        try:
+        with suppress(psutil.Error):
             line = " ".join(process.cmdline()) + process.name()
-        except psutil.Error:
-            continue
-        own = {name for name, mark in VICTIMS.items() if mark in line}
-        if (kind == "agent") if "agent" in own else (kind in own):  # agents are called ray:: too
-            found.append(process)
+            kinds = [name for name, mark in VICTIMS.items() if mark in line]
+            if kinds and kinds[0] == "nursery" and VICTIMS["nursery"] not in _parent_line(process):
+                kinds = ["command"]
+            if kinds[:1] == [kind]:
+                found.append(process)
     return found
+
+
+def _parent_line(process: psutil.Process) -> str:
+    parent = process.parent()
+    return "" if parent is None else " ".join(parent.cmdline())
 
 
 def tables(folder: Path) -> dict[str, bytes]:
