@@ -1,4 +1,7 @@
-"""What a sweep does not train again: whole commands, as ratios, each of them medians of 3.
+"""What a sweep does not train again: whole commands, as ratios, medians of 3.
+
+CPU seconds are those of all processes of a command, so that other work on the machine matters less.
+
 
 python benchmarks/rounds.py [--only NAME ...]; NAMES are those of `MEASURES`
 """
@@ -9,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -19,13 +23,12 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
 import psutil
 
 from fedbw_sweep.records.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
-REPEATS, KILLS = 3, 20
+REPEATS, KILLS = 3, 10
 
 FEDERATION = "model=tiny num_clients=135 fraction_fit=0.03 local_steps=20 data.min_characters=10000"
 """That of ``experiment=few_bytes``."""
@@ -54,18 +57,24 @@ def start(folder: Path, overrides: str) -> subprocess.Popen[bytes]:
 
 
 def seconds(folder: Path, *commands: str) -> float:
-    """Do commands, one after the other; return the seconds they take."""
-    began = time.monotonic()
+    """Do commands, one after the other; return the CPU seconds of all their processes.
+
+    Each process is looked at every quarter of a second while it lives.
+    """
+    spent = 0.0
     for overrides in commands:
-        assert start(folder, overrides).wait() == 0, overrides
-    return time.monotonic() - began
-
-
-def training(folder: Path, overrides: str) -> float:
-    """Do a command; return the seconds of all rounds of its runs, without its start."""
-    seconds(folder, overrides)
-    tables = [pd.read_csv(path) for path in folder.glob("*/timing.csv")]
-    return float(pd.concat(tables)["round_seconds"].sum())
+        command, by_process = start(folder, overrides), dict[int, float]()
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(command.pid)
+            while command.poll() is None:
+                for each in [process, *process.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        times = each.cpu_times()
+                        by_process[each.pid] = times.user + times.system
+                time.sleep(0.25)
+        assert command.wait() == 0, overrides
+        spent += sum(by_process.values())
+    return spent
 
 
 def peak(folder: Path, overrides: str) -> float:
@@ -79,10 +88,10 @@ def peak(folder: Path, overrides: str) -> float:
     return most / 1e6
 
 
-def in_turn(*things: Callable[[Path], float]) -> list[str]:
+def in_turn(*things: Callable[[Path], float], repeats: int = REPEATS) -> list[str]:
     """Measure things in turn; return what each but the last takes, over the last, in words."""
     measured = []
-    for number in range(REPEATS):
+    for number in range(repeats):
         found = {}
         for which in (things, things[::-1])[number % 2]:
             with TemporaryDirectory() as place:
@@ -98,31 +107,36 @@ def in_turn(*things: Callable[[Path], float]) -> list[str]:
 
 
 def again() -> str:
-    """Seconds of 5, 10, 20 and 40 rounds, and of 20 made 40, over those of 40 alone."""
+    """CPU seconds of 5, 10, 20 and 40 rounds, and of 20 made 40, over those of 40 alone."""
 
-    def extended(folder: Path) -> float:
-        seconds(folder, f"{FEDERATION} rounds=20")
-        return seconds(folder, f"{FEDERATION} rounds=40")
+    with TemporaryDirectory() as place:
+        shorter = Path(place, "sweep")
+        seconds(shorter, f"{FEDERATION} rounds=20")
 
-    prefixes, longer = in_turn(
-        lambda folder: seconds(folder, f"{FEDERATION} rounds=5,10,20,40"),
-        extended,
-        lambda folder: seconds(folder, f"{FEDERATION} rounds=40"),
-    )
+        def extended(folder: Path) -> float:
+            shutil.copytree(shorter, folder)
+            return seconds(folder, f"{FEDERATION} rounds=40")
+
+        prefixes, longer = in_turn(
+            lambda folder: seconds(folder, f"{FEDERATION} rounds=5,10,20,40"),
+            extended,
+            lambda folder: seconds(folder, f"{FEDERATION} rounds=40"),
+        )
     return f"prefixes {prefixes}; longer {longer}"
 
 
 def overhead(overrides: str) -> str:
-    """Seconds of a run's rounds with checkpoints, over those without."""
+    """CPU seconds of a run with checkpoints, over those without: medians of 7, being near 1."""
     [found] = in_turn(
-        lambda folder: training(folder, overrides),
-        lambda folder: training(folder, f"{overrides} {OFF}"),
+        lambda folder: seconds(folder, overrides),
+        lambda folder: seconds(folder, f"{overrides} {OFF}"),
+        repeats=7,
     )
     return found
 
 
 def target() -> str:
-    """Bytes to a loss of 2.4 by three methods, stopped there, over 30 rounds each."""
+    """CPU seconds of bytes to a loss of 2.4 by three methods, stopped there, over 30 rounds each."""
     [found] = in_turn(
         lambda folder: seconds(folder, *(f"{method} stop_at_loss=2.4" for method in METHODS)),
         lambda folder: seconds(folder, *METHODS),
@@ -188,7 +202,7 @@ def _belongs(process: psutil.Process) -> bool:
 MEASURES: dict[str, Callable[[], str]] = {
     "again": again,
     "target": target,
-    "overhead_tiny": lambda: overhead(f"{FEDERATION} rounds=20"),
+    "overhead_tiny": lambda: overhead(f"{FEDERATION} rounds=10"),
     "overhead_residuals": lambda: overhead(RESIDUALS),
     "memory": memory,
     "lost_tiny": lambda: lost(f"{FEDERATION} rounds=40 local_steps=5", 40),
