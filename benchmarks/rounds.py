@@ -2,7 +2,6 @@
 
 CPU seconds are those of all processes of a command, so that other work on the machine matters less.
 
-
 python benchmarks/rounds.py [--only NAME ...]; NAMES are those of `MEASURES`
 """
 
@@ -136,7 +135,7 @@ def overhead(overrides: str) -> str:
 
 
 def target() -> str:
-    """CPU seconds of bytes to a loss of 2.4 by three methods, stopped there, over 30 rounds each."""
+    """CPU seconds of three methods to a loss of 2.4, stopped there, over those of 30 rounds."""
     [found] = in_turn(
         lambda folder: seconds(folder, *(f"{method} stop_at_loss=2.4" for method in METHODS)),
         lambda folder: seconds(folder, *METHODS),
