@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Collection
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -134,6 +135,7 @@ class Node:
     def stop(self) -> None:
         """End Ray's processes, and remove what they left in files."""
         self.process.communicate()
+        _end(_in_session(self.process.pid))  # it may have been killed itself
 
 
 def why_not_fork() -> str | None:
@@ -218,12 +220,25 @@ def _end_with_the_command(folder: str) -> None:
 
 def _remove(folder: str) -> None:
     """End what Ray has started, and remove its folder."""
-    started = psutil.Process().children(recursive=True)
-    for process in started:  # ray.shutdown takes a second
+    _end({*psutil.Process().children(recursive=True), *_in_session(os.getpid())})
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_session(leader: int) -> list[psutil.Process]:
+    """Return a session's processes but its leader: Ray's, also those whose parents were killed."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError):
+            if os.getsid(process.pid) == leader != process.pid:
+                found.append(process)
+    return found
+
+
+def _end(processes: Collection[psutil.Process]) -> None:
+    for process in processes:  # ray.shutdown takes a second
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(started, timeout=10)  # else one may write once more
-    shutil.rmtree(folder, ignore_errors=True)
+    psutil.wait_procs(processes, timeout=10)  # else one may write once more
 
 
 if __name__ == "__main__":

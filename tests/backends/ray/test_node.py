@@ -153,6 +153,26 @@ def test_a_killed_command_leaves_no_forked_process() -> None:
     assert_gone(processes)
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize("node_too", [True, False])
+def test_rays_agents_end_with_a_command_whose_ray_was_killed(node_too: bool) -> None:
+    """They would notice by themselves, but only later: here they are stopped."""
+    command = Command()
+    command.workers()
+    processes = command.processes()
+    started = psutil.Process(command.node).children(recursive=True)
+    [raylet] = [process for process in started if process.name() == "raylet"]
+    agents = raylet.children()
+    assert agents
+    for agent in agents:
+        agent.suspend()
+    if node_too:
+        psutil.Process(command.node).kill()
+    raylet.kill()
+    command.process.communicate()
+    assert_gone(processes)
+
+
 THREADED = """
 import threading, time
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
