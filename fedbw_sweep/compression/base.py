@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -311,6 +311,25 @@ class Compressor(ABC):
         """
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.compare}
         return {name: value for name, (value, default) in values.items() if value != default}
+
+
+@runtime_checkable
+class ScaledCompressor(Protocol):
+    """A compressor that can be told how large an update counts as, whatever its size.
+
+    Its payload is decoded as every other.
+    """
+
+    def encode_in_units(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, unit: float
+    ) -> bytes:
+        """Compress an update as `Compressor.encode` does, as precisely as one of that rms.
+
+        Parameters
+        ----------
+        unit : float
+            The root mean square that the method's error is to be relative to, above 0.
+        """
 
 
 def floats_from(

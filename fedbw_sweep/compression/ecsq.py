@@ -8,14 +8,14 @@ rows of its own scale.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import frexp, inf, ldexp, log2, prod, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.base import Compressor, Known
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
 from fedbw_sweep.compression.coding.decoder import Coded, Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
@@ -274,6 +274,16 @@ class ECSQ(Compressor):
         if not self._to_target:
             return attempt(_step_code(self.step * rms))[0]
         return self._search(attempt, rms, update.size)
+
+    def encode_in_units(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, unit: float
+    ) -> bytes:
+        """See `ScaledCompressor`. A target of bits is not changed by the unit."""
+        share = unit / (sqrt(_energy(update) / max(1, update.size)) or unit)  # of the update's rms
+        nmse = self.target_nmse and min(1.0, max(1e-8, self.target_nmse * share**2))
+        own = replace(self, step=min(1e4, max(1e-4, self.step * share)), target_nmse=nmse)
+        payload = own.encode(update, layout, rng)
+        return self._frame(layout, NOTHING_KNOWN) + payload[self.FRAME_BYTES :]
 
     def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
         """Return the payload that meets the target most closely, by safeguarded secant steps."""

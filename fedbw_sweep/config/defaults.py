@@ -62,6 +62,12 @@ def top_level() -> dict[str, Any]:
 
 
 @cache
+def beside(key: str) -> dict[str, Any]:
+    """Return the defaults that ``config.yaml`` adds to every choice of a group's."""
+    return dict(top_level().get(key, {})) if key in groups() else {}
+
+
+@cache
 def offered(key: str) -> tuple[str, ...]:
     """Name the choices that the package offers for a key, such as ``downlink``."""
     return tuple(sorted(path.stem for path in (CONF / groups()[key][0]).glob("*.yaml")))
@@ -153,7 +159,7 @@ def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
             offered = choice(key, section["name"]) or {}
             defaults = {
                 name: value
-                for name, value in offered.items()
+                for name, value in (beside(key) | offered).items()
                 if name != "_target_" and value != MANDATORY
             }
             filled[key] = defaults | {
@@ -177,5 +183,6 @@ def _absent() -> dict[str, Any]:
 
 
 def plain_defaults() -> dict[str, Any]:
-    """Return the columns of those settings with their defaults."""
-    return {k: v["name"] if isinstance(v, Mapping) else v for k, v in _absent().items()}
+    """Return the columns of the settings that records may lack, with their defaults."""
+    own = {k: v["name"] if isinstance(v, Mapping) else v for k, v in _absent().items()}
+    return own | {f"{key}.{name}": v for key in groups() for name, v in beside(key).items()}

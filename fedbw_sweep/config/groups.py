@@ -84,6 +84,29 @@ class CompressionConfig(Choice):
         return built
 
 
+class DownlinkConfig(CompressionConfig):
+    """How the way down is encoded, and what is sent to clients that have missed updates."""
+
+    catch_up: Literal["chain", "merged"] = Field(default="chain", description="chain or merged")
+
+    def build(self, group: str = "downlink") -> Compressor:
+        """Instantiate the compressor; see `CompressionConfig.build`.
+
+        Raises
+        ------
+        ConfigError
+            As there, or if merged updates are asked for without error feedback.
+        """
+        if self.catch_up != "chain" and not self.error_feedback:
+            raise ConfigError(
+                f"{group}.catch_up",
+                self.catch_up,
+                "needs downlink.error_feedback=true: a merged update is the whole difference to "
+                "what a client holds, so that what one leaves unsent is in the next",
+            )
+        return super().build(group)
+
+
 def compressor(method: str) -> Compressor:
     """Make a compressor of ``conf/compression``.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from fedbw_sweep.config.defaults import choice, groups, is_own, top_level
+from fedbw_sweep.config.defaults import beside, choice, groups, is_own, top_level
 from fedbw_sweep.config.groups import DataConfig, ModelConfig
 
 RECORD_FORMAT = 3
@@ -216,11 +216,17 @@ _NOTHING = object()
 _SCALARS = {str, bool, int, float, type(None)}
 
 
+def optional(key: str) -> dict[str, Any]:
+    """Return the defaults of the keys that a choice of a group need not have in its own file."""
+    return {**OPTIONAL.get(key, {}), **beside(key)}
+
+
 def _own_settings(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a group's section enters."""
     known = is_own(key, section)
     offered = choice(key, section["name"]) if known else None
-    defaults = {**OPTIONAL.get(key, {}), **(offered or {}), "name": groups()[key][1]}
+    defaults = {**optional(key), **(offered or {})}
+    defaults["name"] = groups()[key][1]
     left_out = {"_target_"} if known else set()
     if key == "model":
         left_out.add("label")

@@ -19,6 +19,7 @@ from fedbw_sweep.config.groups import (
     ClientsConfig,
     CompressionConfig,
     DataConfig,
+    DownlinkConfig,
     ModelConfig,
     NetworkConfig,
     RecordsConfig,
@@ -73,7 +74,7 @@ class RunConfig(Section):
     clients: ClientsConfig
     sampling: Choice
     compression: CompressionConfig
-    downlink: CompressionConfig
+    downlink: DownlinkConfig
     optimizer: Choice
     server: ServerConfig
     model: ModelConfig

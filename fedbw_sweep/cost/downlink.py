@@ -43,7 +43,8 @@ def update_bytes_sent(
     totals = []
     for version, cohort in enumerate(cohorts):  # an update before each round but the first
         held = version_of[cohort.clients]
-        cost = (version - held) * (LENGTH.size + update_bytes)
+        missed = version - held if config.downlink.catch_up == "chain" else min(version, 1)
+        cost = missed * (LENGTH.size + update_bytes)
         each = np.where((held < 0) | (cost > whole), whole, cost)
         totals.append(int(each.sum()) + len(cohort) * (HEADER.size + layout.exact_bytes))
         version_of[cohort.replying] = version

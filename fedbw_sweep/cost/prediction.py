@@ -143,7 +143,9 @@ def predict(
         if sends_frozen:
             first = first_messages(config.num_clients, cohorts)
             frozen = tuple(frozen_bytes * n for n in first)
-    of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} (the way down)"
+    merged = sends_updates and config.downlink.catch_up != "chain"
+    which = "the way down, whatever a client has missed" if merged else "the way down"
+    of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} ({which})"
     basis = "; ".join(dict.fromkeys(b for b in (up[1], of_the_way_down) if b != EXACT)) or EXACT
     return Prediction(models, up[0], sent, received, frozen, basis)
 

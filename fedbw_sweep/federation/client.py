@@ -17,7 +17,6 @@ from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import ClientTokens, windows
 from fedbw_sweep.errors import FedbwError, PayloadError
-from fedbw_sweep.federation.downlink import rebuild
 from fedbw_sweep.federation.job import Job
 from fedbw_sweep.federation.ledger import METRICS, ClientAppCallable, metering_mod
 from fedbw_sweep.federation.packing import (
@@ -34,6 +33,7 @@ from fedbw_sweep.federation.packing import (
     unpack,
     unpack_state,
 )
+from fedbw_sweep.federation.rebuild import rebuild
 from fedbw_sweep.federation.shared import federated_text, initial_vector, worker_model
 from fedbw_sweep.model.vector import read_arrays, read_frozen, write_arrays
 from fedbw_sweep.seeding import rng_for

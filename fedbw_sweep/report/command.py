@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from fedbw_sweep.config.identity import OPTIONAL
+from fedbw_sweep.config.identity import optional
 from fedbw_sweep.config.run import EXECUTION_KEYS
 from fedbw_sweep.config.section import CONF
 
@@ -139,7 +139,7 @@ def _section(key: str, default: Any, row: Mapping[Any, Any]) -> Any:
         inside = isinstance(default, Mapping)
         return {inner: row.get(f"{key}.{inner}") for inner in default} if inside else row.get(key)
     choice = str(row.get(key))
-    own = OPTIONAL.get(key, {}) | _choice(key, choice)
+    own = optional(key) | _choice(key, choice)
     told = {inner: read_setting(row.get(f"{key}.{inner}")) for inner in own}
     # What a row lacks counts as its default.
     return {k: own[k] if v is None else v for k, v in told.items()} | {"name": choice}
@@ -186,7 +186,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 @cache
 def _flat_choice(group: str, name: str) -> dict[str, Any]:
-    return dict(_flat(group, OPTIONAL.get(group, {}) | _choice(group, name)))
+    return dict(_flat(group, optional(group) | _choice(group, name)))
 
 
 @cache

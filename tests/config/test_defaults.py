@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedbw_sweep.config.defaults import choice, groups, offered, read_yaml, top_level
-from fedbw_sweep.config.identity import NUMERICS, OPTIONAL
+from fedbw_sweep.config.identity import NUMERICS, optional
 from fedbw_sweep.config.run import EXECUTION_KEYS
 from fedbw_sweep.config.section import CONF
 
@@ -43,7 +43,7 @@ def stated() -> dict[str, Any]:
             continue
         found[key] = name
         for each in offered(key):
-            own = OPTIONAL.get(key, {}) | (choice(key, each) or {})
+            own = optional(key) | (choice(key, each) or {})
             found |= flat(f"{folder}/{each}.", own)
     return dict(sorted(found.items()))
 

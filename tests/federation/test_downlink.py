@@ -22,8 +22,10 @@ from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import client as client_side
-from fedbw_sweep.federation.downlink import Differences, Weights, downlink, rebuild
+from fedbw_sweep.federation.chain import Chain
+from fedbw_sweep.federation.downlink import Weights, downlink
 from fedbw_sweep.federation.exchange import Exchange
+from fedbw_sweep.federation.rebuild import rebuild
 from fedbw_sweep.sweeps import run
 from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
@@ -98,7 +100,7 @@ def test_what_a_client_rebuilds_is_the_exchanges_record(
         for client in data.draw(some):
             payload = memoryview(end.payload_for(client))
             assert payload[-24:] == exact
-            if isinstance(end, Differences):
+            if isinstance(end, Chain):
                 rebuilt = rebuild(payload[:-24], held[client], method, layout, server_round - 1)
                 assert rebuilt.tobytes() == end.held.tobytes()
                 if client in replying:
@@ -129,7 +131,7 @@ def test_clients_train_from_the_exchanges_record(
     def note_record(self: Exchange, *arguments: Any) -> Any:
         messages = send(self, *arguments)
         end = self.downlink
-        if isinstance(end, Differences):
+        if isinstance(end, Chain):
             vector = end.held
         else:
             assert isinstance(end, Weights)
@@ -169,7 +171,7 @@ def test_catching_up_by_hand() -> None:
     """
     config = configure("int8", True)
     layout = Layout((TensorSpec("w", (100,)), TensorSpec("n", (3,), "int64")))
-    end = Differences(config, layout)
+    end = Chain(config, layout)
     method = config.downlink.build("downlink")
     models = np.random.default_rng(1).standard_normal((9, 100)).astype(np.float32).cumsum(0)
     sizes: dict[int, list[int]] = {client: [] for client in range(9)}
@@ -188,7 +190,7 @@ def test_catching_up_by_hand() -> None:
     assert sizes[4] == [header + 400 + exact]  # never seen: at the initial model, 5 updates ago
 
 
-def rebuilt_size(end: Differences, client: int, method: Any, layout: Layout) -> bool:
+def rebuilt_size(end: Chain, client: int, method: Any, layout: Layout) -> bool:
     """Whether a client that gets the whole model has the server's record, as all others do."""
     payload = memoryview(end.payload_for(client))[:-24]
     if HEADER.unpack_from(payload)[1] >= 0:
@@ -199,7 +201,7 @@ def rebuilt_size(end: Differences, client: int, method: Any, layout: Layout) -> 
 def test_only_updates_that_may_be_sent_are_kept() -> None:
     config = configure("topk")
     layout, rng = matrix_layout(), np.random.default_rng(0)
-    end = Differences(config, layout)
+    end = Chain(config, layout)
     for server_round in range(1, 40):
         end.prepare(server_round, rng.standard_normal(layout.size).astype(np.float32), b"")
         kept = sum(map(len, end.updates))
@@ -215,7 +217,7 @@ def test_error_feedback_brings_clients_to_the_model() -> None:
     first, last = rng.standard_normal((2, layout.size)).astype(np.float32)
 
     def distance(name: str, error_feedback: bool) -> float:
-        end = Differences(configure(name, error_feedback), layout)
+        end = Chain(configure(name, error_feedback), layout)
         for server_round in range(1, 60):
             end.prepare(server_round, first if server_round == 1 else last, b"")
         return float(np.linalg.norm(end.held - last) / np.linalg.norm(first - last))
@@ -243,7 +245,7 @@ def test_error_feedback_brings_clients_to_the_model() -> None:
 def test_damaged_updates_are_refused(damage: Callable[[bytes], bytes], words: str) -> None:
     config = configure("topk")
     layout = matrix_layout()
-    end, method = Differences(config, layout), config.downlink.build("downlink")
+    end, method = Chain(config, layout), config.downlink.build("downlink")
     start = np.zeros(layout.size, np.float32)
     for server_round, model in enumerate((start, start + 1, start + 2), 1):
         end.prepare(server_round, model, b"")
@@ -322,7 +324,7 @@ def test_updates_of_one_size_are_predicted_to_the_byte(initial_model: str) -> No
     def measured(config: RunConfig) -> list[int]:
         """Bytes of all messages of each round."""
         rng = np.random.default_rng(config.seed)
-        end = Differences(config, layout)
+        end = Chain(config, layout)
         totals, model = [], rng.standard_normal(layout.size, np.float32)
         for server_round in range(1, config.rounds + 1):
             end.prepare(server_round, model, bytes(layout.exact_bytes))

@@ -43,7 +43,8 @@ COVERING = [
      "server=fedyogi", "evaluate_every=3"),
     ("compression=lowrank_ecsq", "compression@downlink=lowrank", "server=fedadam",
      "initial_model=sent", "trainable=lora", "sampling=by_size"),
-    ("compression=eden", "compression@downlink=lowrank_ecsq", "server=fedadagrad"),
+    ("compression=eden", "compression@downlink=lowrank_ecsq", "downlink.catch_up=merged",
+     "server=fedadagrad", "clients.dropout=0.3", "initial_model=sent"),
     ("compression=int8", "compression.error_feedback=true", "upload=update",
      "compression@downlink=eden", "downlink.error_feedback=false"),
 ]  # fmt: skip
