@@ -170,6 +170,8 @@ TESTED_BY = {
     "config.renames": "config/test_identity.py",
     "config.section": "config/test_run.py",
     "cost.downlink": "federation/test_downlink.py",  # against what is sent
+    "federation.chain": "federation/test_downlink.py",
+    "federation.rebuild": "federation/test_downlink.py",
     "data.federate": "data/test_partition.py",  # as everything that divides text
     "federation.books": "sweeps/test_trajectories.py",  # as none and lossless
     "federation.client": "federation/test_rounds.py",
