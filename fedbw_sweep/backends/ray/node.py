@@ -164,11 +164,15 @@ def _refuse_few_addresses() -> None:
 
 
 def _remove_what_the_dead_left() -> None:
-    """Remove folders of Ray's whose processes have been killed."""
+    """Remove folders of Ray's whose processes have been killed, and end its agents.
+
+    Those wait for Ray's killed store of metadata (GCS) for a minute.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(ValueError, OSError):
             owner = int(folder.name.removeprefix(PREFIX).partition("-")[0])
             if folder.stat().st_uid == os.getuid() and not _lives(owner):
+                _end(_in_session(owner))
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -55,6 +55,7 @@ def about(preloaded):
 for line in sys.stdin:
     workers = ray.get([about.remote(sys.argv[2]) for _ in range(2)])
     print(json.dumps({"node": node.process.pid, "workers": workers}), flush=True)
+ray.shutdown()
 node.stop()
 """
 """Starts Ray and, for each line, tells of two workers."""
@@ -65,10 +66,10 @@ PRELOADED = "this"  # nobody imports it by chance
 class Command:
     """A process that starts Ray, as the command does."""
 
-    def __init__(self, preload: str = PRELOADED) -> None:
+    def __init__(self, preload: str = PRELOADED, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", YOUNG, preload, PRELOADED],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -171,6 +172,28 @@ def test_rays_agents_end_with_a_command_whose_ray_was_killed(node_too: bool) -> 
     raylet.kill()
     command.process.communicate()
     assert_gone(processes)
+
+
+@pytest.mark.ray
+def test_what_a_killed_command_left_ends_with_the_next(short_folder: Path, tmp_path: Path) -> None:
+    """Of Ray's own processes all may be killed but the agents, and the command with them."""
+    command = Command(TMPDIR=str(short_folder))
+    command.workers()
+    processes = command.processes()
+    agents = [process for process in processes if "Agent" in " ".join(process.cmdline())]
+    assert agents
+    for process in agents:
+        process.suspend()
+    for process in processes:
+        if process not in agents:
+            process.kill()
+    command.process.communicate()
+    assert all(agent.is_running() for agent in agents)
+    following = Command(TMPDIR=str(short_folder))
+    following.workers()
+    following.process.communicate()
+    assert_gone(agents)
+    assert not list(short_folder.glob("fedbw-*"))
 
 
 THREADED = """
