@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from fedbw_sweep.cost.prediction import Prediction
+from fedbw_sweep.data.weight import TextWeight
 from fedbw_sweep.federation.books import Books
 from fedbw_sweep.federation.ledger import ClientReport
 from fedbw_sweep.federation.server import Server
@@ -129,6 +131,7 @@ def summary(
     model: nn.Module,
     prediction: Prediction | None,
     rounds: Sequence[Row],
+    weight: TextWeight,
 ) -> Row:
     """Sum a run up: what it adds to its settings in ``results.csv``.
 
@@ -144,6 +147,8 @@ def summary(
         The run's, had it done every round.
     rounds : sequence of dict
         Its rows of ``rounds.csv``.
+    weight : TextWeight
+        Of its training text.
     """
     layout = server.layout
     totals = {name: sum(row[name] for row in rounds) for name in SUMMED}
@@ -161,6 +166,7 @@ def summary(
         **totals,
         "total_bytes": total,
         "frozen_bytes": sum(entry.frozen_bytes for entry in books.ledger.entries),
+        **asdict(weight),
         "initial_loss": rounds[0]["loss"],
         **{name: last[name] for name in LOSSES},
         "model_hash": digest.hexdigest(),

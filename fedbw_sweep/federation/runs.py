@@ -28,7 +28,7 @@ from fedbw_sweep.federation.rows import (
     timing_row,
 )
 from fedbw_sweep.federation.server import Server
-from fedbw_sweep.federation.shared import initial_loss
+from fedbw_sweep.federation.shared import initial_loss, text_weight
 from fedbw_sweep.model.vector import write_arrays
 from fedbw_sweep.records.schema import End
 from fedbw_sweep.training.evaluation import heldout_loss
@@ -232,8 +232,9 @@ class Evaluations:
         assert run.end is not None
         books = self.server.exchange.books[run.key]
         run.hand_over(books)
-        prediction = self.predictions[run.key]
-        run.sink.done(run.end, summary(self.server, books, self.model, prediction, run.rows))
+        prediction, weight = self.predictions[run.key], text_weight(run.config)
+        summed = summary(self.server, books, self.model, prediction, run.rows, weight)
+        run.sink.done(run.end, summed)
 
     def give_up(self) -> None:
         """Hand on what was counted for the runs that have not ended."""

@@ -15,8 +15,9 @@ from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.groups import DataConfig, ModelConfig, TrainableConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import Section
-from fedbw_sweep.data.federate import federate
-from fedbw_sweep.data.tokens import FederatedText
+from fedbw_sweep.data.federate import client_texts, federate
+from fedbw_sweep.data.tokens import FederatedText, Tokenize
+from fedbw_sweep.data.weight import TextWeight, weigh
 from fedbw_sweep.model.tokenizer import load_tokenizer
 from fedbw_sweep.model.trainable import build_trainable
 from fedbw_sweep.model.vector import layout_of, read_arrays
@@ -42,8 +43,24 @@ def _text_choice(config: RunConfig) -> str:
 
 @lru_cache(maxsize=4)
 def _federated_text(needed: str) -> FederatedText:
+    return federate(*_division(needed))
+
+
+def text_weight(config: RunConfig) -> TextWeight:
+    """Weigh the configured clients' training text; once for all runs with equal text."""
+    with _one_text_at_a_time:
+        return _text_weight(_text_choice(config))
+
+
+@lru_cache(maxsize=4)
+def _text_weight(needed: str) -> TextWeight:
+    return weigh(client_texts(*_division(needed)))
+
+
+def _division(needed: str) -> tuple[DataConfig, int, int, int, Tokenize]:
+    """Return the arguments of `federate`."""
     values = json.loads(needed)
-    return federate(
+    return (
         DataConfig(**values["data"]),
         values["num_clients"],
         values["sequence_length"],

@@ -75,6 +75,15 @@ RESULTS_COLUMNS: Mapping[str, Column] = {
     "frozen_bytes": Column(
         "Int64", "of downlink_bytes, frozen parameters in first messages (initial_model=sent)"
     ),
+    "text_bytes": Column("Int64", "all clients' training text in UTF-8", required=False),
+    "text_bytes_xz": Column(
+        "Int64", "that text under xz, each client's by itself; empty above 64 MB", required=False
+    ),
+    "text_bytes_zstd": Column(
+        "Int64",
+        "that text under zstd -19, each client's by itself; empty above 64 MB",
+        required=False,
+    ),
     "uplink_message_bytes": Column("Int64", "bytes Flower counts, clients to server"),
     "downlink_message_bytes": Column("Int64", "bytes Flower counts, server to clients"),
     "dense_uplink_bytes": Column("Int64", "payload bytes had every update been sent dense in fp32"),

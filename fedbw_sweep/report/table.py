@@ -6,7 +6,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from fedbw_sweep.console import Fitted, byte_unit, in_all_units, in_unit, units_in_words
+from fedbw_sweep.console import Fitted, byte_unit, in_all_units, in_unit, size, units_in_words
 from fedbw_sweep.records.labels import run_labels, setting_texts, varying_settings
 from fedbw_sweep.records.schema import STOPPED
 
@@ -83,6 +83,10 @@ def describe_bytes(results: pd.DataFrame) -> list[str]:
             labels, models[columns].itertuples(index=False), strict=True
         )
     ]
+    weights = done.get(["text_bytes", "text_bytes_xz"], pd.DataFrame()).dropna().drop_duplicates()
+    if len(weights) == 1:
+        [(text, xz)] = weights.itertuples(index=False)
+        lines.append(f"the clients' training text itself: {size(text)}, {size(xz)} under xz")
     if len(done) == len(results) == 1:
         [run] = done.to_dict("records")
         messages = 2 * run["rounds"] * run["clients_per_round"]
