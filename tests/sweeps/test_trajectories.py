@@ -37,7 +37,6 @@ from tests.local import LocalBackend
 pytestmark = pytest.mark.slow
 
 COVERING = [
-    ("compression=none", "server=fedavgm", "clients.dropout=0.3"),
     ("compression=topk", "compression@downlink=topk", "server=diloco", "clients.dropout=0.3"),
     ("compression=lowrank", "compression@downlink=int8", "downlink.error_feedback=true",
      "server=fedyogi", "evaluate_every=3"),
@@ -45,7 +44,7 @@ COVERING = [
      "initial_model=sent", "trainable=lora", "sampling=by_size"),
     ("compression=eden", "compression@downlink=lowrank_ecsq", "downlink.catch_up=merged",
      "server=fedadagrad", "clients.dropout=0.3", "initial_model=sent"),
-    ("compression=int8", "compression.error_feedback=true", "upload=update",
+    ("compression=int8", "compression.error_feedback=true", "server=fedavgm",
      "compression@downlink=eden", "downlink.error_feedback=false"),
 ]  # fmt: skip
 """Every kind of thing that is kept: residuals, a method's own state, clients' models, moments."""
