@@ -56,10 +56,24 @@ def shut_down(signum: int, frame: FrameType | None) -> None:
         # The main thread goes on meanwhile: it may hold a lock that saving needs.
         Thread(target=_save_and_end, args=(signum,), daemon=True).start()
         return
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    own = psutil.Process()
+    started = own.children(recursive=True)
+    sessions = {session_of(process) for process in started} - {None, session_of(own)}
+    while started:
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        # What one of them has started meanwhile is nobody's child any more.
+        others = [p for p in psutil.process_iter() if session_of(p) in sessions]
+        started = [p for p in others if p not in started]
     os._exit(128 + signum)
+
+
+def session_of(process: psutil.Process) -> int | None:
+    """Return the leader of the session that a process is in, if it is there; none on Windows."""
+    with suppress(OSError, AttributeError):
+        return os.getsid(process.pid)
+    return None
 
 
 def _save_and_end(signum: int) -> None:

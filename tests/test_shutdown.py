@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 COMMAND = """
@@ -59,3 +60,28 @@ def test_states_are_saved_unless_there_is_no_patience(
     assert printed == ""
     assert command.returncode == 128 + signal.SIGTERM
     assert place.read_text() == left
+
+
+STARTS = """
+import subprocess, sys, time
+from fedbw_sweep.shutdown import listen
+
+listen()
+orphan = "sleep 300 & echo $!"  # its parent ends at once
+subprocess.Popen(["sh", "-c", f"sh -c '{orphan}'; sleep 300"], start_new_session=True)
+time.sleep(300)
+"""
+
+
+def test_what_has_lost_its_parent_ends_too() -> None:
+    command = subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True)
+    assert command.stdout is not None
+    orphan = psutil.Process(int(command.stdout.readline()))
+    while orphan.ppid() != 1 and orphan.parent() in psutil.Process(command.pid).children(True):
+        time.sleep(0.01)
+    command.send_signal(signal.SIGTERM)
+    command.communicate(timeout=20)
+    _, alive = psutil.wait_procs([orphan], timeout=10)
+    for process in alive:
+        process.kill()
+    assert not alive

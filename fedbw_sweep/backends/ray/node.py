@@ -30,6 +30,7 @@ from fedbw_sweep.backends.ray.nursery import ADDRESS, SCRIPT, Nursery, importing
 from fedbw_sweep.console import message_console, size
 from fedbw_sweep.environment import cores
 from fedbw_sweep.errors import FedbwError
+from fedbw_sweep.shutdown import session_of
 
 PREFIX = "fedbw-"
 """Of the names of Ray's folders for sockets, logs and spilled objects; a process id follows."""
@@ -230,12 +231,8 @@ def _remove(folder: str) -> None:
 
 def _in_session(leader: int) -> list[psutil.Process]:
     """Return a session's processes but its leader: Ray's, also those whose parents were killed."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(OSError):
-            if os.getsid(process.pid) == leader != process.pid:
-                found.append(process)
-    return found
+    each = psutil.process_iter()
+    return [process for process in each if session_of(process) == leader != process.pid]
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
