@@ -2,9 +2,9 @@
 
 Each case starts a small sweep, kills its command, a worker or a process of Ray's with SIGKILL,
 SIGTERM or SIGHUP, and starts the same command again. Then its tables must be those of a sweep that
-was left alone, byte for byte; no process may be left 20 seconds after the first command's end, but
-for agents of Ray's, and none after the second's; nor anything of ours in temporary files. LOG gets
-a line per case; started again with the same LOG, the storm goes on where it stopped.
+was left alone, byte for byte; no process may be left 20 seconds after either command's end, nor
+anything of ours in temporary files after the second's. LOG gets a line per case; started again with
+the same LOG, the storm goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -115,13 +115,8 @@ def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in TABLES}
 
 
-def end(
-    command: subprocess.Popen[bytes], temporary: Path, seconds: float, agents_stay: bool = False
-) -> list[str]:
-    """Wait for the end of a command and of all that it started; return what is wrong with it.
-
-    Agents wait a minute for a GCS that was killed; if they may, they are left to the next command.
-    """
+def end(command: subprocess.Popen[bytes], temporary: Path, seconds: float) -> list[str]:
+    """Wait for the end of a command and of all that it started; return what is wrong with it."""
     faults = []
     try:
         command.wait(seconds)
@@ -129,11 +124,7 @@ def end(
         faults.append("the command hangs")
         command.kill()
     until = time.monotonic() + GONE_S
-    while left := living(temporary):
-        agents = victims(temporary, "agent") if agents_stay else []
-        left = [process for process in left if process not in agents]
-        if not left or time.monotonic() > until:
-            break
+    while (left := living(temporary)) and time.monotonic() < until:
         time.sleep(0.2)
     for process in left:
         with suppress(psutil.NoSuchProcess):
@@ -199,7 +190,7 @@ def case(number: int, wanted: dict[str, bytes], lasts: float, place: Path) -> Sa
             process.send_signal(how)
         except psutil.NoSuchProcess:
             said["there"] = 0
-    faults += end(first, temporary, 180, agents_stay=True)
+    faults += end(first, temporary, 180)
     said |= {"code": first.returncode, "done": done(folder)}
     second = start(folder, temporary)
     faults += end(second, temporary, 300)

@@ -105,11 +105,19 @@ class Node:
             message_console().print(f"workers start afresh, which takes longer: {reason}")
             return
         assert self.process.stdin
-        nursery.open(self.process.stdin.fileno())
+        nursery.open(self.process.stdin.fileno(), last=self._end_orphans)
         self.runtime_env = {
             "py_executable": f"{sys.executable} {SCRIPT}",
             "env_vars": {ADDRESS: nursery.address},
         }
+
+    def _end_orphans(self) -> None:
+        """End what is left of Ray where the process that would do so was killed.
+
+        Ray aborts a command whose GCS is gone, and agents would wait for a GCS for a minute.
+        """
+        if not _lives(self.process.pid):
+            _end(_in_session(self.process.pid))
 
     def address(self) -> str:
         """Wait until Ray runs; return where.

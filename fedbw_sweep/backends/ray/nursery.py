@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,6 +43,9 @@ ENDING = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 """Signals that end a command, beside Ctrl-C."""
 
 PR_SET_PDEATHSIG = 1
+
+ORPHANED = getattr(signal, "SIGUSR1", signal.SIGTERM)
+"""What the nursery is sent when the command has ended."""
 
 
 @contextmanager
@@ -74,7 +77,7 @@ class Nursery:
         self.listener.bind(f"\0{self.address}")
         self.listener.listen()
 
-    def open(self, *own: int) -> None:
+    def open(self, *own: int, last: Callable[[], None] = lambda: None) -> None:
         """Fork the process that forks workers: this one, as it is now. It ends with this one.
 
         To be called from the main thread while there is no other, and no CUDA context: a fork has
@@ -85,13 +88,16 @@ class Nursery:
         own : int
             Descriptors that no other process is to have, for when they close tells of this one's
             end.
+        last : callable
+            Called in the fork after this process has ended, however it has.
         """
         # Ctrl-C stays blocked, as in all that Ray starts; the others until the fork can take them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})
         command = os.getpid()
         if os.fork() == 0:
             try:
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                signal.signal(ORPHANED, lambda *_: _end(last))
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ORPHANED)
                 for descriptor in own:
                     os.close(descriptor)
                 if os.getppid() == command:  # else it has ended meanwhile
@@ -133,11 +139,19 @@ class Nursery:
         asking.send(b".")
 
 
+def _end(last: Callable[[], None]) -> NoReturn:
+    try:
+        last()
+    finally:
+        os._exit(1)
+
+
 def _be_worker(asked: dict[str, Any], streams: list[int]) -> NoReturn:
     """In the fork: become the worker that Ray asked for."""
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for ignored in (signal.SIGCHLD, ORPHANED):
+            signal.signal(ignored, signal.SIG_DFL)
         for stream, standard in zip(streams, STANDARD, strict=True):
             os.dup2(stream, standard)
             os.close(stream)

@@ -175,6 +175,25 @@ def test_rays_agents_end_with_a_command_whose_ray_was_killed(node_too: bool) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux")
+def test_rays_agents_end_with_a_command_that_is_killed_like_its_ray() -> None:
+    """Who forks workers is told of the command's end, and sees to what is left."""
+    command = Command()
+    [nursery] = {worker["parent"] for worker in command.workers()}
+    processes = command.processes()
+    for process in psutil.Process(command.node).children(recursive=True):
+        if "Agent" in " ".join(process.cmdline()):
+            process.suspend()
+        else:
+            process.kill()
+    psutil.Process(command.node).kill()
+    assert psutil.pid_exists(nursery)
+    command.process.kill()
+    command.process.communicate()
+    assert_gone(processes)
+
+
+@pytest.mark.ray
 def test_what_a_killed_command_left_ends_with_the_next(short_folder: Path, tmp_path: Path) -> None:
     """Of Ray's own processes all may be killed but the agents, and the command with them."""
     command = Command(TMPDIR=str(short_folder))
