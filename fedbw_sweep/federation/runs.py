@@ -31,6 +31,7 @@ from fedbw_sweep.federation.server import Server
 from fedbw_sweep.federation.shared import initial_loss, text_weight
 from fedbw_sweep.model.vector import write_arrays
 from fedbw_sweep.records.schema import End
+from fedbw_sweep.shutdown import await_end
 from fedbw_sweep.training.evaluation import heldout_loss
 
 LARGEST_LOSS = math.log(sys.float_info.max)
@@ -189,6 +190,7 @@ class Evaluations:
             rows = {key: {**row, **measured} for key, row in rows.items()}
         now = time.perf_counter()
         if is_new:
+            await_end()  # a round that is told of after a signal may be saved no more
             spent = now - self.started, now - began
             timings = {
                 key: timing_row(server, books, number, *spent)
