@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Thread
 from types import FrameType
@@ -59,14 +59,21 @@ def shut_down(signum: int, frame: FrameType | None) -> None:
     own = psutil.Process()
     started = own.children(recursive=True)
     sessions = {session_of(process) for process in started} - {None, session_of(own)}
+    ended: set[psutil.Process] = set()
     while started:
-        for process in started:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(started)
+        ended |= {*started}
         # What one of them has started meanwhile is nobody's child any more.
         others = [p for p in psutil.process_iter() if session_of(p) in sessions]
-        started = [p for p in others if p not in started]
+        started = [p for p in others if p not in ended]
     os._exit(128 + signum)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill processes, of which some may have ended."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def session_of(process: psutil.Process) -> int | None:

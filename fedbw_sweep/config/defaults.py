@@ -76,7 +76,9 @@ def offered(key: str) -> tuple[str, ...]:
 @cache
 def choice(key: str, name: str) -> dict[str, Any] | None:
     """Return a choice's own values, inherited ones too; None if the package does not offer it."""
-    return _composed(CONF / groups()[key][0] / f"{name}.yaml") if name in offered(key) else None
+    if name not in offered(key):
+        return None
+    return beside(key) | _composed(CONF / groups()[key][0] / f"{name}.yaml")
 
 
 def is_own(key: str, section: Mapping[str, Any]) -> bool:
@@ -159,7 +161,7 @@ def with_defaults(science: Mapping[str, Any]) -> dict[str, Any]:
             offered = choice(key, section["name"]) or {}
             defaults = {
                 name: value
-                for name, value in (beside(key) | offered).items()
+                for name, value in offered.items()
                 if name != "_target_" and value != MANDATORY
             }
             filled[key] = defaults | {

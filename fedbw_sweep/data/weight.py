@@ -39,8 +39,12 @@ def weigh(texts: Iterable[str]) -> TextWeight:
     texts : iterable of str
         One for each client.
     """
-    each = [text.encode() for text in texts]
-    whole = sum(map(len, each))
+    each, whole = list[bytes](), 0
+    for text in texts:
+        each.append(text.encode())
+        whole += len(each[-1])
+        if whole > MOST_BYTES:  # then it is only counted
+            each.clear()
     if whole > MOST_BYTES:
         return TextWeight(whole, None, None)
     zstd = pa.Codec("zstd", compression_level=ZSTD_LEVEL)

@@ -164,7 +164,7 @@ class Keeper:
         }
         self._booked = len(exchange.own.ledger.entries)
         line = {"rows": rows, "timings": timings, "messages": messages}
-        self._append(UPDATES, exchange.downlink.made if number else b"")
+        self._append(UPDATES, exchange.downlink.made)
         self._append(ROUNDS, f"{json.dumps(line)}\n".encode())
         replied = {report.client for report in exchange.reports[number]}
         with self._turn:

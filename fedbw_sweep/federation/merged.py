@@ -193,11 +193,6 @@ class Merged:
         header = HEADER.pack(zlib.crc32(self.versions.model(version).data), count)
         return b"".join([header, *body, self.exact])
 
-    def held_by(self, client: int) -> FloatVector | None:
-        """Return the model that a client which has replied holds; None if it has none."""
-        version = self.version_of.get(client, self.first)
-        return None if version == NONE else self.versions.model(version)
-
     def replied(self, client: int) -> None:
         """See `Downlink`."""
         self.version_of[client] = self.sent[self.version_of.get(client, self.first)][0]

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedbw_sweep.config.defaults import beside, choice, groups, refuse_other_names
+from fedbw_sweep.config.defaults import choice, groups, refuse_other_names
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import CONF
 from fedbw_sweep.errors import ConfigError
@@ -187,8 +187,7 @@ def _offered(override: Override) -> dict[str, Any] | None:
         return None
     if groups()[key][0] != override.key_or_group or not isinstance(name, str):
         return None
-    offered = choice(key, name)
-    return offered and beside(key) | offered
+    return choice(key, name)
 
 
 def _is_value(override: Override) -> bool:

@@ -228,3 +228,32 @@ def test_a_rescaled_target_is_met_after_rescaling() -> None:
     decoded = compressor.decode(compressor.encode(update, layout, np.random.default_rng(0)), layout)
     nmse = np.square(update - decoded).sum() / np.square(update).sum()
     assert 0.27 < nmse <= 0.3
+
+
+@pytest.mark.parametrize("method", [ECSQ, LowRankECSQ])
+@pytest.mark.parametrize("parameters", [{"step": 2.0}, {"target_nmse": 0.1}, {"target_bits": 0.5}])
+def test_an_update_counts_as_large_as_it_is_told(
+    method: type[ECSQ], parameters: dict[str, float]
+) -> None:
+    """Of another rms an error is relative to that; of its own the payload is the usual one."""
+    layout = Layout((TensorSpec("w", (60, 50)),))
+    update = np.random.default_rng(5).standard_normal(layout.size).astype(np.float32)
+    rms, codec = float(np.sqrt(np.mean(np.square(update, dtype=np.float64)))), method(**parameters)
+
+    def encode(unit: float) -> bytes:
+        return codec.encode_in_units(update, layout, np.random.default_rng(0), unit)
+
+    def lost(payload: bytes) -> float:
+        return float(np.mean(np.square(codec.decode(payload, layout) - update)))
+
+    usual = codec.encode(update, layout, np.random.default_rng(0))
+    assert lost(encode(rms)) == pytest.approx(lost(usual), rel=0.02)
+    finer = encode(rms / 4)
+    if "target_bits" in parameters:
+        assert finer == usual, "so many bits, whatever the unit"
+    else:
+        assert lost(finer) <= (0.1 * 1.01 if "target_nmse" in parameters else 1.0) * (rms / 4) ** 2
+        assert len(finer) > 1.5 * len(usual)
+    zeros = np.zeros_like(update)
+    nothing = codec.encode_in_units(zeros, layout, np.random.default_rng(0), 1.0)
+    assert not codec.decode(nothing, layout).any()

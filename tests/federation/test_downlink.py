@@ -110,6 +110,19 @@ def test_what_a_client_rebuilds_is_the_exchanges_record(
         model = (model + step).astype(np.float32)
 
 
+def note_received(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list that gets each model that a client trains from."""
+    received: list[bytes] = []
+    write = client_side.write_arrays
+
+    def note(model: Any, vector: FloatVector, exact: bytes) -> None:
+        received.append(vector.tobytes())
+        write(model, vector, exact)
+
+    monkeypatch.setattr(client_side, "write_arrays", note)
+    return received
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_train_from_the_exchanges_record(
@@ -119,14 +132,10 @@ def test_clients_train_from_the_exchanges_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In federations with dropout; the bytes booked are those of what both ends saw."""
-    trained_from: list[bytes] = []
+    trained_from = note_received(monkeypatch)
     recorded: list[bytes] = []
     exchanges: list[Exchange] = []
-    write, send = client_side.write_arrays, Exchange.instruct
-
-    def note_received(model: Any, vector: FloatVector, exact: bytes) -> None:
-        trained_from.append(vector.tobytes())
-        write(model, vector, exact)
+    send = Exchange.instruct
 
     def note_record(self: Exchange, *arguments: Any) -> Any:
         messages = send(self, *arguments)
@@ -140,7 +149,6 @@ def test_clients_train_from_the_exchanges_record(
         exchanges.append(self)
         return messages
 
-    monkeypatch.setattr(client_side, "write_arrays", note_received)
     monkeypatch.setattr(Exchange, "instruct", note_record)
     monkeypatch.setattr(run, "backend_of", LocalBackend(5))
     record = run.execute(

@@ -16,7 +16,6 @@ from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
-from fedbw_sweep.federation import client as client_side
 from fedbw_sweep.federation import merged as merged_module
 from fedbw_sweep.federation.exchange import Exchange
 from fedbw_sweep.federation.merged import ENTRY, INITIAL, NONE, Merged, Versions
@@ -26,7 +25,7 @@ from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
 from tests.local import LocalBackend
 
-from .test_downlink import LITTLE, Build, configure, matrix_layout
+from .test_downlink import LITTLE, Build, configure, matrix_layout, note_received
 
 METHODS = [name for name in NAMES if not read_choice(name).get("unbiased")]
 """Those that may have error feedback; what expands is refused as everywhere."""
@@ -36,6 +35,11 @@ def of(name: str, **values: Any) -> RunConfig:
     config = configure(name, True, **values)
     down = config.downlink.model_copy(update={"catch_up": "merged"})
     return config.model_copy(update={"downlink": down})
+
+
+def held_by(end: Merged, client: int) -> FloatVector:
+    """Return the model that the server takes a client to hold which has replied."""
+    return end.versions.model(end.version_of[client])
 
 
 def fits(name: str) -> bool:
@@ -70,9 +74,7 @@ def test_what_a_client_rebuilds_is_the_servers_record(name: str, data: st.DataOb
             if client in replying:
                 held[client] = rebuilt
                 end.replied(client)
-                record = end.held_by(client)
-                assert record is not None
-                assert record.tobytes() == rebuilt.tobytes()
+                assert held_by(end, client).tobytes() == rebuilt.tobytes()
         made += end.made
         if number == goes_on_after:
             state, end = end.state(), Merged(config, layout)
@@ -90,9 +92,12 @@ def test_bytes_and_models_by_hand() -> None:
     sizes: dict[int, list[int]] = {client: [] for client in range(4)}
     for number, model in enumerate(models, 1):
         end.prepare(number, model, b"")
-        for client in {1: [1, 2], 2: [1], 9: [1, 2, 3]}.get(number, []):
-            sizes[client].append(len(end.payload_for(client)))
+        clients = {1: [1, 2], 2: [1], 9: [1, 2, 3]}.get(number, [])
+        payloads = {client: end.payload_for(client) for client in clients}
+        for client, payload in payloads.items():
+            sizes[client].append(len(payload))
             end.replied(client)
+    assert payloads[2] is payloads[3], "both were at the initial model"
     update = HEADER.size + LENGTH.size + 4 + 2 + 100
     assert sizes == {
         0: [],
@@ -100,11 +105,7 @@ def test_bytes_and_models_by_hand() -> None:
         2: [HEADER.size, update],
         3: [update],
     }
-    missed_most, first = end.held_by(2), end.held_by(3)
-    assert missed_most is not None
-    assert first is not None
-    assert missed_most.tobytes() == first.tobytes(), "both were at the initial model: one payload"
-    assert end.payload_for(2) is not end.payload_for(0)
+    missed_most = held_by(end, 2)
     whole = np.abs(models[8] - models[0]).max()
     assert np.abs(missed_most - models[8]).max() <= whole / 127, "one update's error, not eight"
 
@@ -123,9 +124,7 @@ def test_the_step_is_that_of_the_last_round(name: str) -> None:
         for client in clients:
             end.payload_for(client)
             end.replied(client)
-            held = end.held_by(client)
-            assert held is not None
-            errors[client] = float(np.square(held - model).mean())
+            errors[client] = float(np.square(held_by(end, client) - model).mean())
         model = model + rng.standard_normal(layout.size).astype(np.float32)
     # Uniform in a bin of the step would be a twelfth; the dead zone, and what is left out, more.
     step = end.compressor.step  # type: ignore[attr-defined]
@@ -211,23 +210,16 @@ def test_merged_updates_need_error_feedback() -> None:
 def test_clients_train_from_what_the_server_says_they_hold(
     run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_model: str
 ) -> None:
-    trained_from: list[bytes] = []
+    trained_from = note_received(monkeypatch)
     recorded: list[bytes] = []
-    write, receive = client_side.write_arrays, Exchange.receive
-
-    def note_received(model: Any, vector: FloatVector, exact: bytes) -> None:
-        trained_from.append(vector.tobytes())
-        write(model, vector, exact)
+    receive = Exchange.receive
 
     def note_record(self: Exchange, number: int, client: int, reply: Any) -> Any:
         received = receive(self, number, client, reply)
         assert isinstance(self.downlink, Merged)
-        held = self.downlink.held_by(client)
-        assert held is not None
-        recorded.append(held.tobytes())
+        recorded.append(held_by(self.downlink, client).tobytes())
         return received
 
-    monkeypatch.setattr(client_side, "write_arrays", note_received)
     monkeypatch.setattr(Exchange, "receive", note_record)
     monkeypatch.setattr(run, "backend_of", LocalBackend(5))
     record = run.execute(

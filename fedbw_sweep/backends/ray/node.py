@@ -30,7 +30,7 @@ from fedbw_sweep.backends.ray.nursery import ADDRESS, SCRIPT, Nursery, importing
 from fedbw_sweep.console import message_console, size
 from fedbw_sweep.environment import cores
 from fedbw_sweep.errors import FedbwError
-from fedbw_sweep.shutdown import session_of
+from fedbw_sweep.shutdown import kill, session_of
 
 PREFIX = "fedbw-"
 """Of the names of Ray's folders for sockets, logs and spilled objects; a process id follows."""
@@ -244,9 +244,7 @@ def _in_session(leader: int) -> list[psutil.Process]:
 
 
 def _end(processes: Collection[psutil.Process]) -> None:
-    for process in processes:  # ray.shutdown takes a second
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill(processes)  # ray.shutdown takes a second
     psutil.wait_procs(processes, timeout=10)  # else one may write once more
 
 

@@ -150,8 +150,8 @@ def _be_worker(asked: dict[str, Any], streams: list[int]) -> NoReturn:
     """In the fork: become the worker that Ray asked for."""
     code = 1
     try:
-        for ignored in (signal.SIGCHLD, ORPHANED):
-            signal.signal(ignored, signal.SIG_DFL)
+        for own in (signal.SIGCHLD, ORPHANED):  # the nursery's
+            signal.signal(own, signal.SIG_DFL)
         for stream, standard in zip(streams, STANDARD, strict=True):
             os.dup2(stream, standard)
             os.close(stream)

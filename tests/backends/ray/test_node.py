@@ -92,6 +92,14 @@ class Command:
         """It, and all that it has started."""
         return [self.own, *self.own.children(recursive=True)]
 
+    def suspend_agents(self) -> list[psutil.Process]:
+        """Stop Ray's agents, which would otherwise notice what is gone, though only later."""
+        agents = [p for p in self.processes() if "Agent" in " ".join(p.cmdline())]
+        assert agents
+        for agent in agents:
+            agent.suspend()
+        return agents
+
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     """Wait until they are."""
@@ -157,18 +165,14 @@ def test_a_killed_command_leaves_no_forked_process() -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("node_too", [True, False])
 def test_rays_agents_end_with_a_command_whose_ray_was_killed(node_too: bool) -> None:
-    """They would notice by themselves, but only later: here they are stopped."""
     command = Command()
     command.workers()
     processes = command.processes()
-    started = psutil.Process(command.node).children(recursive=True)
-    [raylet] = [process for process in started if process.name() == "raylet"]
-    agents = raylet.children()
-    assert agents
-    for agent in agents:
-        agent.suspend()
+    command.suspend_agents()
+    node = psutil.Process(command.node)
+    [raylet] = [each for each in node.children(recursive=True) if each.name() == "raylet"]
     if node_too:
-        psutil.Process(command.node).kill()
+        node.kill()
     raylet.kill()
     command.process.communicate()
     assert_gone(processes)
@@ -180,30 +184,23 @@ def test_rays_agents_end_with_a_command_that_is_killed_like_its_ray() -> None:
     """Who forks workers is told of the command's end, and sees to what is left."""
     command = Command()
     [nursery] = {worker["parent"] for worker in command.workers()}
-    processes = command.processes()
-    for process in psutil.Process(command.node).children(recursive=True):
-        if "Agent" in " ".join(process.cmdline()):
-            process.suspend()
-        else:
+    processes, agents = command.processes(), command.suspend_agents()
+    node = psutil.Process(command.node)
+    for process in (*node.children(recursive=True), node, command.own):
+        if process not in agents:
             process.kill()
-    psutil.Process(command.node).kill()
-    assert psutil.pid_exists(nursery)
-    command.process.kill()
+    assert nursery in [process.pid for process in processes]
     command.process.communicate()
     assert_gone(processes)
 
 
 @pytest.mark.ray
-def test_what_a_killed_command_left_ends_with_the_next(short_folder: Path, tmp_path: Path) -> None:
+def test_what_a_killed_command_left_ends_with_the_next(short_folder: Path) -> None:
     """Of Ray's own processes all may be killed but the agents, and the command with them."""
     command = Command(TMPDIR=str(short_folder))
     command.workers()
-    processes = command.processes()
-    agents = [process for process in processes if "Agent" in " ".join(process.cmdline())]
-    assert agents
-    for process in agents:
-        process.suspend()
-    for process in processes:
+    processes, agents = command.processes(), command.suspend_agents()
+    for process in reversed(processes):  # first who would see to what is left
         if process not in agents:
             process.kill()
     command.process.communicate()
