@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Collection
 from contextlib import suppress
@@ -41,6 +42,9 @@ SOCKET_ROOM = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets
 
 ADDRESSES, STORE = 9e9, 0.3
 """Bytes of addresses that a process of Ray's maps, and what share of the memory its store is."""
+
+DELETIONS = 20
+"""How often a folder is tried to be deleted, a tenth of a second apart."""
 
 LINE = 300
 """Characters shown of what Ray says where it does not start."""
@@ -182,7 +186,7 @@ def _remove_what_the_dead_left() -> None:
             owner = int(folder.name.removeprefix(PREFIX).partition("-")[0])
             if folder.stat().st_uid == os.getuid() and not _lives(owner):
                 _end(_in_session(owner))
-                shutil.rmtree(folder, ignore_errors=True)
+                _delete(folder)
 
 
 def _lives(process: int) -> bool:
@@ -234,7 +238,16 @@ def _end_with_the_command(folder: str) -> None:
 def _remove(folder: str) -> None:
     """End what Ray has started, and remove its folder."""
     _end({*psutil.Process().children(recursive=True), *_in_session(os.getpid())})
-    shutil.rmtree(folder, ignore_errors=True)
+    _delete(Path(folder))
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder, which a worker of the nursery's that is ending may still write to."""
+    for _ in range(DELETIONS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _in_session(leader: int) -> list[psutil.Process]:
