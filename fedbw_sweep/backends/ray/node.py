@@ -43,6 +43,9 @@ SOCKET_ROOM = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets
 ADDRESSES, STORE = 9e9, 0.3
 """Bytes of addresses that a process of Ray's maps, and what share of the memory its store is."""
 
+END_S = 15.0
+"""For how long the end of the process that ends Ray's is waited for."""
+
 DELETIONS = 20
 """How often a folder is tried to be deleted, a tenth of a second apart."""
 
@@ -116,12 +119,13 @@ class Node:
         }
 
     def _end_orphans(self) -> None:
-        """End what is left of Ray where the process that would do so was killed.
+        """End what is left of Ray once the process that would do so is gone, if it was killed.
 
         Ray aborts a command whose GCS is gone, and agents would wait for a GCS for a minute.
         """
-        if not _lives(self.process.pid):
-            _end(_in_session(self.process.pid))
+        with suppress(psutil.Error):
+            psutil.Process(self.process.pid).wait(END_S)
+        _end(_in_session(self.process.pid))
 
     def address(self) -> str:
         """Wait until Ray runs; return where.

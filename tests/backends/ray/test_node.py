@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,31 @@ class Command:
         """It, and all that it has started."""
         return [self.own, *self.own.children(recursive=True)]
 
+    def raylet(self) -> psutil.Process:
+        """Find the process of Ray's that starts all others on its machine."""
+        started = self.own.children(recursive=True)
+        [raylet] = [process for process in started if says(process, "raylet/raylet ")]
+        return raylet
+
     def suspend_agents(self) -> list[psutil.Process]:
         """Stop Ray's agents, which would otherwise notice what is gone, though only later."""
-        agents = [p for p in self.processes() if "Agent" in " ".join(p.cmdline())]
-        assert agents
+        raylet, deadline = self.raylet(), time.monotonic() + STOP_S
+        while True:  # they start last; in the end they are called ray::...Agent
+            agents = [process for process in raylet.children() if says(process, "gent")]
+            if len(agents) == 2:
+                break
+            assert time.monotonic() < deadline, agents
+            time.sleep(0.1)
         for agent in agents:
             agent.suspend()
         return agents
+
+
+def says(process: psutil.Process, words: str) -> bool:
+    """Whether a process is there with these words in its command line."""
+    with suppress(psutil.Error):
+        return words in " ".join(process.cmdline())
+    return False
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
@@ -168,11 +187,10 @@ def test_rays_agents_end_with_a_command_whose_ray_was_killed(node_too: bool) -> 
     command = Command()
     command.workers()
     processes = command.processes()
+    raylet = command.raylet()
     command.suspend_agents()
-    node = psutil.Process(command.node)
-    [raylet] = [each for each in node.children(recursive=True) if each.name() == "raylet"]
     if node_too:
-        node.kill()
+        psutil.Process(command.node).kill()
     raylet.kill()
     command.process.communicate()
     assert_gone(processes)
