@@ -19,7 +19,7 @@ from fedbw_sweep.errors import DamagedError, FedbwError
 from fedbw_sweep.federation.ledger import Entry
 from fedbw_sweep.federation.packing import COMPRESSOR, MODEL, pack_state, unpack_state
 from fedbw_sweep.federation.rows import Row
-from fedbw_sweep.federation.server import Server
+from fedbw_sweep.federation.server import Server, connected
 from fedbw_sweep.records.checkpoint import LOGS, ROUNDS, UPDATES, Checkpoint, Store
 from fedbw_sweep.shutdown import before_end
 
@@ -89,7 +89,7 @@ class Keeper:
             store.say(f"no checkpoints: backend={config.backend.name} hides what clients keep")
             store = None
         self.server, self.grid, self.store = server, grid, store
-        self.nodes = sorted(grid.get_node_ids()) if store is not None else []
+        self.nodes = [] if store is None else connected(grid, config.num_clients)
         self._booked = 0  # entries of each ledger that the store has
         self._changed: set[int] = set()  # clients whose state the store has not
         self._unsaved: _Snapshot | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from fedbw_sweep.federation.average import WeightedMean
 from fedbw_sweep.federation.exchange import Exchange, in_order
 from fedbw_sweep.federation.optimizers import ServerStep
 from fedbw_sweep.sampling import Numbers
+
+CONNECT_S = 60.0
+"""Seconds that clients have to connect."""
 
 Evaluate = Callable[[int, "Server"], bool]
 """Evaluates and records the global model after a round; says whether to end there."""
@@ -86,15 +90,13 @@ class Server:
         Raises
         ------
         ClientError
-            If a client failed or did not answer in time.
+            If a client failed or did not answer in time; see also `connected`.
         MeteringError
             If a client counted other bytes than the server.
         DivergenceError
             If a model is not finite.
         """
-        nodes = sorted(grid.get_node_ids())
-        if len(nodes) != self.config.num_clients:
-            raise ClientError(f"{len(nodes)} of {self.config.num_clients} clients are connected")
+        nodes = connected(grid, self.config.num_clients)
         for number in range(self.config.rounds + 1):
             if number > self.finished:
                 self._train(number, grid, nodes, before_step)
@@ -147,3 +149,21 @@ class Server:
         self.finished, self.vector, self.exact = state["round"], state["vector"], state["exact"]
         self.server_step.load(state["optimizer"])
         return self.exchange.load(state["exchange"], initial, made)
+
+
+def connected(grid: Grid, clients: int) -> list[int]:
+    """Return the node ids of all clients, sorted.
+
+    Flower's engine starts the server first and its clients meanwhile, so they are waited for.
+
+    Raises
+    ------
+    ClientError
+        If another number than there should be is connected after `CONNECT_S`.
+    """
+    until = time.monotonic() + CONNECT_S
+    while len(nodes := sorted(grid.get_node_ids())) != clients:
+        if time.monotonic() >= until:
+            raise ClientError(f"{len(nodes)} of {clients} clients are connected")
+        time.sleep(0.05)
+    return nodes

@@ -4,16 +4,20 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flwr.serverapp import Grid
 from torch import nn
 
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import windows
-from fedbw_sweep.errors import ConfigError
+from fedbw_sweep.errors import ClientError, ConfigError
+from fedbw_sweep.federation import server as server_module
+from fedbw_sweep.federation.server import connected
 from fedbw_sweep.federation.shared import federated_text
 from fedbw_sweep.model.build import build_model
 from fedbw_sweep.model.vector import read_arrays
@@ -272,3 +276,22 @@ def test_the_model_hash_is_of_the_final_weights(execute: Execute) -> None:
     assert (
         record.summary["model_hash"] == hashlib.sha256(vector.astype("<f4").tobytes()).hexdigest()
     )
+
+
+class Late:
+    """A grid to which clients connect one after the other, each time that it is asked."""
+
+    def __init__(self, most: int) -> None:
+        self.nodes, self.most = list[int](), most
+
+    def get_node_ids(self) -> list[int]:
+        self.nodes = [*self.nodes, 9 - len(self.nodes)][: self.most]
+        return self.nodes
+
+
+def test_clients_that_are_still_connecting_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Flower's engine may start the server before it has registered them."""
+    assert connected(cast(Grid, Late(3)), 3) == [7, 8, 9]
+    monkeypatch.setattr(server_module, "CONNECT_S", 0.2)
+    with pytest.raises(ClientError, match="2 of 3 clients are connected"):
+        connected(cast(Grid, Late(2)), 3)
