@@ -36,6 +36,7 @@ SHOWN = {
     "decode_mb_s": ",.0f",
     "encode_memcpy": ".1f",
     "decode_memcpy": ".1f",
+    "mean_nmse_8": ".3g",
     "mean_nmse": ".3g",
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from rich.progress import track
 
 from fedbw_sweep.bench.peers import Codec
@@ -39,9 +40,14 @@ COLUMNS = {
     "decode_mb_s": "dense MB decoded per second, median",
     "encode_memcpy": "encoding time over the time to copy the update, medians",
     "decode_memcpy": "decoding time over the same",
+    "mean_nmse_8": "NMSE of the mean of 8 clients' decoded updates, median over groups, if there "
+    "are more clients",
     "mean_nmse": "NMSE of the mean of all clients' decoded updates",
 }
 """Columns of ``codecs.csv``."""
+
+COHORT = 8
+"""Clients whose mean's error ``mean_nmse_8`` is."""
 
 
 def measure(
@@ -71,20 +77,19 @@ def measure(
     sizes = [tensor.size for tensor in layout.floats]
     rows = []
     for codec in track(codecs, "measuring", transient=True):
-        payloads, decoded = [], []
-        for client, update in enumerate(updates):
-            payloads.append(_encode(codec, update, seed, client))
-            decoded.append(codec.decode(payloads[-1]))
+        payload = _encode(codec, first, seed)
+        decoded = codec.decode(payload)
+        of_cohorts, of_all = _mean_errors(codec, updates, seed)
         encode = _seconds(partial(_encode, codec, first, seed), repeats)
-        decode = _seconds(partial(codec.decode, payloads[0]), repeats)
-        nmse, bits = error(decoded[0], first), 8 * len(payloads[0]) / layout.size
+        decode = _seconds(partial(codec.decode, payload), repeats)
+        nmse, bits = error(decoded, first), 8 * len(payload) / layout.size
         bound = reverse_water_filling(energies, sizes, nmse)
         unbiased = unbiased_gaussian_rate(nmse)
-        kept = int(np.count_nonzero(decoded[0]))
+        kept = int(np.count_nonzero(decoded))
         rows.append(
             {
                 "method": codec.name,
-                "bytes": len(payloads[0]),
+                "bytes": len(payload),
                 "bits": bits,
                 "ratio": 32 / bits,
                 "nmse": nmse,
@@ -100,7 +105,8 @@ def measure(
                 "decode_mb_s": first.nbytes / 1e6 / decode,
                 "encode_memcpy": encode / memcpy,
                 "decode_memcpy": decode / memcpy,
-                "mean_nmse": error(np.mean(decoded, axis=0), np.mean(updates, axis=0)),
+                "mean_nmse_8": np.median(of_cohorts) if len(updates) > COHORT else None,
+                "mean_nmse": of_all,
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -108,8 +114,26 @@ def measure(
 
 def error(decoded: FloatVector, update: FloatVector) -> float:
     """Squared error over energy, ``|x - x'|^2 / |x|^2``."""
-    difference = np.subtract(update, decoded, dtype=np.float64)
-    return float(difference @ difference / np.square(update, dtype=np.float64).sum())
+    return _share(np.subtract(update, decoded, dtype=np.float64), update)
+
+
+def _share(lost: NDArray[np.floating], of: NDArray[np.floating]) -> float:
+    return float(np.square(lost, dtype=np.float64).sum() / np.square(of, dtype=np.float64).sum())
+
+
+def _mean_errors(codec: Codec, updates: list[FloatVector], seed: int) -> tuple[list[float], float]:
+    """Return the NMSE of the mean of each whole `COHORT` in turn, and of the mean of all."""
+    of_cohort, of_all = np.zeros((2, 2, updates[0].size))  # what is lost, and what was to be sent
+    of_cohorts = []
+    for count, update in enumerate(updates, 1):
+        of_cohort[0] += np.subtract(codec.decode(_encode(codec, update, seed, count - 1)), update)
+        of_cohort[1] += update
+        if count % COHORT == 0 or count == len(updates):
+            if count % COHORT == 0:
+                of_cohorts.append(_share(*of_cohort))
+            of_all += of_cohort
+            of_cohort[:] = 0
+    return of_cohorts, _share(*of_all)
 
 
 def _encode(codec: Codec, update: FloatVector, seed: int, client: int = 0) -> bytes:

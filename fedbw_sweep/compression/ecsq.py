@@ -1,147 +1,31 @@
 """Entropy-coded scalar quantisation: one step for the whole update, and a dead zone.
 
 One step for all arrays is reverse water-filling: arrays (and rows) that moved little spend few
-bits or none, and the error is what it should be everywhere. Each row is coded by the statistics of
-rows of its own scale.
+bits or none, and the error is what it should be everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import frexp, inf, ldexp, log2, prod, sqrt
+from math import frexp, inf, ldexp, log2, sqrt
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
-from fedbw_sweep.compression.coding.decoder import Coded, Decoder
+from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
-from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.dither import DITHERED_ERROR
 from fedbw_sweep.compression.exact import PER_OCTAVE, exp2
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
-from fedbw_sweep.compression.quantiser import (
-    BITS,
-    CLASSES,
-    SHIFT,
-    SLOPE,
-    THRESHOLD,
-    dequantise,
-    quantise,
-    quantise_to_rate,
-    rate_differences,
-    scale_class,
-)
-from fedbw_sweep.compression.tiles import TILE, tiles
+from fedbw_sweep.compression.quantiser import SLOPE
+from fedbw_sweep.compression.rows import Rows, add_levels, put_levels
 from fedbw_sweep.errors import ConfigError, PayloadError
 
-
-class Rows:
-    """The rows of all float arrays of a layout: where they start, how long, in which array."""
-
-    def __init__(self, layout: Layout) -> None:
-        shapes = [(1, *t.shape) for t in layout.filled]
-        self.per_array = np.array([prod(s[:-1]) for s in shapes], np.int64)
-        self.length = np.repeat([s[-1] for s in shapes], self.per_array)
-        self.array = np.repeat(np.arange(len(shapes)), self.per_array)
-        self.first = np.cumsum(self.per_array) - self.per_array  # row that each array starts with
-        self.start = np.cumsum(self.length) - self.length
-
-
-def put_levels(
-    encoder: Encoder, values: FloatVector, rows: Rows, subtract: bool, price: float | None
-) -> None:
-    """Quantise and add an update in steps; if asked, leave in it what is lost.
-
-    With a price, levels are chosen by what each will cost: see `quantise_to_rate`.
-    """
-    energy = np.add.reduceat(np.square(values), rows.start)
-    of_row = scale_class(energy / rows.length)
-    sizes = np.add.reduceat(rows.length, rows.first)
-    of_array = scale_class(np.add.reduceat(energy, rows.first) / sizes)
-    # An array's rows have classes of their own where that saves the two bits that one costs.
-    cost = np.add.reduceat(rows.length * BITS[of_row] + 2, rows.first)
-    by_row = cost < sizes * BITS[of_array]
-    classes = np.where(by_row[rows.array], of_row, of_array[rows.array])
-    peak = np.maximum(
-        np.maximum.reduceat(values, rows.start), -np.minimum.reduceat(values, rows.start)
-    )
-    sent = peak >= THRESHOLD[classes]
-    live = np.logical_or.reduceat(sent, rows.first)
-    sent |= (live & ~by_row)[rows.array]
-
-    encoder.bits(by_row, 1)
-    encoder.bits(live, 1)
-    encoder.integers(of_array[live])
-    own = (by_row & live)[rows.array]
-    encoder.integers(((of_row + 1) * sent)[own], of_array[rows.array][own])
-    kept = np.repeat(sent, rows.length)
-    length, classes = rows.length[sent], classes[sent]
-    part = values[kept]
-    levels = quantise(part, np.repeat(THRESHOLD[classes], length))
-    contexts = np.repeat(classes.astype(np.uint8), length)
-    if price is not None:
-        levels = quantise_to_rate(
-            part, contexts, SHIFT[contexts], rate_differences(levels, contexts), price
-        )
-    encoder.integers(np.abs(levels), contexts)
-    encoder.bits(levels[levels != 0] < 0, 1)
-    if subtract:
-        values[kept] = part - dequantise(levels, np.repeat(SHIFT[classes], length))
-
-
-def add_levels(decoder: Decoder, values: FloatVector, layout: Layout) -> None:
-    """Read what `put_levels` added, and add it to `values`, in steps."""
-    shapes = [(prod(t.shape[:-1]), t.shape[-1] if t.shape else 1) for t in layout.filled]
-    per_array, lengths = np.array(shapes, np.int64).T
-    once = np.ones(len(shapes), np.int64)
-    by_row, live = (decoder.bits(len(once), 1, "tables", once).astype(bool) for _ in range(2))
-    of_array = np.zeros(len(live), np.uint8)
-    of_array[live] = decoder.integers(int(live.sum()), CLASSES - 1, None, "tables", once * live)
-    classes = np.repeat(np.where(live, of_array + 1, 0).astype(np.uint8), per_array)
-    of_rows = by_row & live
-    own = decoder.coded(
-        int(per_array[of_rows].sum()), CLASSES, np.repeat(of_array[of_rows], per_array[of_rows]),
-        "tables", per_array * of_rows,
-    )  # fmt: skip
-    ends = np.cumsum(per_array)
-    for start, count in zip((ends - per_array)[of_rows], per_array[of_rows], strict=True):
-        for tile in tiles(int(count), int(start)):
-            classes[tile] = own.take(tile.stop - tile.start)
-    rows = np.split(classes, ends[:-1])
-    counts = lengths * [np.count_nonzero(each) for each in rows]
-    contexts = np.empty(counts.sum(), np.uint8)
-    for each, length, end, count in zip(rows, lengths, np.cumsum(counts), counts, strict=True):
-        sent = each[each > 0]
-        sent -= 1
-        contexts[end - count : end].reshape(-1, length)[:] = sent[:, None]
-    coded = decoder.coded(len(contexts), MAX_INTEGER, contexts, "values", counts, signed=True)
-    arrays = np.split(values, np.cumsum(layout.sizes)[:-1])
-    for each, array, length in zip(rows, arrays, lengths.tolist(), strict=True):
-        if each.any():
-            _add_rows(coded, array.reshape(-1, length), each)
-
-
-def _add_rows(coded: Coded, array: FloatVector, classes: NDArray[np.uint8]) -> None:
-    """Add levels to the rows of an array; class 0 stands for none, and the rest count from 1."""
-    width = array.shape[1]
-    height = max(1, TILE // width)
-    for top in range(0, len(array), height):
-        block, of_block = array[top : top + height], classes[top : top + height]
-        sent = of_block > 0
-        shift = SHIFT[of_block[sent] - 1][:, None]
-        for columns in tiles(width):
-            part = block[:, columns]
-            shape = len(shift), part.shape[1]
-            levels = coded.take(prod(shape)).reshape(shape)
-            if len(shift) == len(part):
-                part += dequantise(levels, shift)
-            elif len(shift):
-                part[sent] += dequantise(levels, shift)
-
-
 _STEP_CODES = 1 << 16
+_SEEDS = 1 << 32
 _STEPS = 1e-5, 1e5  # the finest and coarsest step that a target is sought between, in rms
 _ATTEMPTS = 12
 _TOLERANCE = 0.003  # octaves of the target that may be left unused
@@ -211,12 +95,17 @@ class ECSQ(Compressor):
         what is left out of it does not slow it down. As EDEN's scale (Vargaftik et al. 2022, arXiv
         2108.08842): the error of one update grows from d to nearly ``d / (1 - d)`` of it, and that
         of training falls.
+    dither : bool
+        Whether values are rounded with subtractive dither (see `compression.dither`), without a
+        dead zone: the method is then unbiased, and its squared error is that of the step, ``step**2
+        / 12`` of the update's. It pays where the mean of hundreds of clients is what counts.
     """
 
     step: float = 1.0
     target_bits: float | None = None
     target_nmse: float | None = None
     norm_correction: bool = False
+    dither: bool = False
 
     def __post_init__(self) -> None:
         _number("step", self.step, 1e-4, 1e4, "a number from 0.0001 to 10000, in rms of the update")
@@ -229,9 +118,23 @@ class ECSQ(Compressor):
                 raise ConfigError("target_nmse", self.target_nmse, "null when target_bits is set")
         if not isinstance(self.norm_correction, bool):
             raise ConfigError("norm_correction", self.norm_correction, "true or false")
+        if not isinstance(self.dither, bool):
+            raise ConfigError("dither", self.dither, "true or false")
+        if self.dither and self.norm_correction:
+            raise ConfigError("dither", True, "false when norm_correction is true")
 
     _price: ClassVar[float] = 1.4 * SLOPE
     """Error that a bit is worth on the way to a target, in squared steps: found by trying."""
+
+    @property
+    def unbiased(self) -> bool:
+        """With dither."""
+        return self.dither
+
+    @property
+    def expands(self) -> bool:
+        """With dither, at a coarse step."""
+        return self.dither and not self._to_target and self.step**2 * DITHERED_ERROR >= 1
 
     @property
     def _to_target(self) -> bool:
@@ -249,19 +152,21 @@ class ECSQ(Compressor):
         unit = update * np.float32(1 / half)
         unit *= np.float32(half / rms)
         prepared = self._prepare(unit, layout, rng)
+        seed = int(rng.integers(_SEEDS)) if self.dither else None
+        rated = self._to_target and not self.dither
         measured = self.norm_correction or self.target_nmse is not None
 
         def attempt(code: float) -> tuple[bytes, float]:
             below = int(code)
-            price = (
-                self._price * 2 ** (_PRICE_OCTAVES * (code - below)) if self._to_target else None
-            )
+            price = self._price * 2 ** (_PRICE_OCTAVES * (code - below)) if rated else None
             encoder = Encoder()
             encoder.uint(below, _STEP_CODES - 1)
+            if seed is not None:
+                encoder.uint(seed, _SEEDS - 1)
             scale = rms / _step(below)
             values = unit * np.float32(scale)
             self._put(encoder, values, scale, prepared, layout, price)
-            put_levels(encoder, values, rows, measured, price)
+            put_levels(encoder, values, rows, measured, price, seed)
             if self.norm_correction:
                 whole = unit * np.float32(scale)
                 codes = _gain_codes(whole, values, layout)
@@ -338,8 +243,9 @@ class ECSQ(Compressor):
             raise PayloadError("the layout has no coordinates, but the payload has")
         decoder = Decoder(body)
         step = _step(decoder.uint(_STEP_CODES - 1))
+        seed = decoder.uint(_SEEDS - 1) if self.dither else None
         update = self._get(decoder, layout)
-        add_levels(decoder, update, layout)
+        add_levels(decoder, update, layout, seed)
         if self.norm_correction:
             once = np.ones(len(layout.filled), np.int64)
             codes = decoder.integers(len(once), 2 * _MOST_GAIN, None, "tables", once)

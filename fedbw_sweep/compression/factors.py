@@ -6,7 +6,7 @@ known before it is coded, so each matrix takes the rank at which error plus pric
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -209,14 +209,16 @@ class Spectrum:
             self._known[count] = combined, rotation[:, ::-1], singular
         return self._known[count]
 
-    def quantise(self, scale: float, descends: bool) -> Factors:
-        """Return the low-rank part of the matrix times `scale`, in steps."""
+    def quantise(self, scale: float, descends: bool, cost: Cost) -> Factors:
+        """Return the low-rank part of the matrix times `scale`, in steps; see `choose_rank`."""
         count, most = min(max(8, int(_LOOK * scale)), self.most), most_rank(self.shape)
         while True:
             combined, rotation, values = self.leading(count)
             values = values * scale
             above = values[: min(self.max_rank, most, np.count_nonzero(values > 1))]
-            rank, coarseness = choose_rank(above, self.energy * scale**2, self.shape, descends)
+            rank, coarseness = choose_rank(
+                above, self.energy * scale**2, self.shape, descends, cost
+            )
             if 3 * rank < 2 * count or count == self.most:
                 break
             count = min(2 * count, self.most)
@@ -233,8 +235,14 @@ class Spectrum:
         return part
 
 
-def _cost(mean_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bits and squared error of one coefficient, in its own steps, by its mean square."""
+Cost = Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Returns the bits and the squared error of a coordinate, in its own steps, by its mean square."""
+
+
+def dead_zone_cost(
+    mean_square: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a `Cost`'s bits and squared error for the quantiser with a dead zone."""
     at = np.log2(np.maximum(mean_square, 2.0**-40)) + 8
     grid = np.arange(CLASSES)
     bits = np.interp(at, grid, BITS) + np.maximum(0, at - CLASSES) / 2
@@ -242,7 +250,11 @@ def _cost(mean_square: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 
 
 def choose_rank(
-    values: NDArray[np.float64], energy: float, shape: tuple[int, int], descends: bool
+    values: NDArray[np.float64],
+    energy: float,
+    shape: tuple[int, int],
+    descends: bool,
+    cost: Cost = dead_zone_cost,
 ) -> tuple[int, int]:
     """Return the rank at which error plus price of bits is least, and the factors' coarseness.
 
@@ -256,6 +268,8 @@ def choose_rank(
         Rows and columns.
     descends : bool
         Whether the factors will.
+    cost : Cost
+        Of what the low-rank part leaves.
     """
     size = prod(shape)
     rest = np.maximum(energy - np.append(0, np.cumsum(values**2)), 0) / size  # (most + 1,)
@@ -265,15 +279,15 @@ def choose_rank(
     kinds, kind = np.unique(half_octaves, return_inverse=True)
     step = 2 ** (kinds[:, None] / 2)
     sides = np.reshape(shape, (2, 1, 1))
-    each_bits, each_error = _cost(np.square(values / step) / sides)  # (sides, kinds, most)
+    each_bits, each_error = dead_zone_cost(np.square(values / step) / sides)  # (sides, kinds, most)
     bits, error = np.zeros((2, len(kinds), len(rest)))
     np.cumsum((sides * each_bits).sum(axis=0), axis=1, out=bits[:, 1:])
     np.cumsum((sides * each_error).sum(axis=0) * step**2, axis=1, out=error[:, 1:])
     ranks = np.arange(len(rest))
     bits, error = bits[kind, ranks], error[kind, ranks]
-    rest_bits, rest_error = _cost(rest + error / size)
-    cost = size * rest_error + _PRICE[descends] * (size * rest_bits + bits + 4 * ranks)
-    rank = int(np.argmin(cost))
+    rest_bits, rest_error = cost(rest + error / size)
+    total = size * rest_error + _PRICE[descends] * (size * rest_bits + bits + 4 * ranks)
+    rank = int(np.argmin(total))
     return rank, int(half_octaves[rank])
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.dither import dithered_cost
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.factors import (
     MAX_COARSENESS,
@@ -25,6 +26,7 @@ from fedbw_sweep.compression.factors import (
     Contexts,
     Factors,
     Spectrum,
+    dead_zone_cost,
     divide,
     levels_of,
     most_rank,
@@ -75,7 +77,7 @@ class LowRankECSQ(ECSQ):
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
         `step` is not used, and the factors descend, entry by entry, to where error and bits cost
         least; encoding takes 20 to 100 times as long.
-    norm_correction : bool
+    norm_correction, dither : bool
         See `ECSQ`.
     max_rank : int
         Most components that a matrix is given; more take longer to find.
@@ -109,7 +111,8 @@ class LowRankECSQ(ECSQ):
         price: float | None,
     ) -> None:
         matrices = list(_matrices(values, layout))
-        parts = [spectrum.quantise(scale, price is not None) for spectrum in prepared]
+        cost = dithered_cost if self.dither else dead_zone_cost
+        parts = [spectrum.quantise(scale, price is not None, cost) for spectrum in prepared]
         ranks = np.array([len(part.gain) for part in parts])
         encoder.integers(ranks)
         used = [part for part in parts if len(part.gain)]

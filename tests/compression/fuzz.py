@@ -43,6 +43,7 @@ GREEDY = (
     "qsgd levels=16384",
     "ecsq step=0.0001",
     "lowrank_ecsq step=0.01",
+    "lowrank_ecsq step=0.01 dither=true",
     "eden bits=8",
     "sketch counters=1",
     "sign scale=row",

@@ -49,10 +49,12 @@ VARIANTS = [
     "sketch counters=1",
     "ecsq step=0.01",
     "ecsq norm_correction=true",
+    "ecsq dither=true error_feedback=false",
     "lowrank_ecsq norm_correction=true target_nmse=0.3",
     "ecsq target_nmse=0.1",
     "lowrank_ecsq step=0.1",
     "lowrank_ecsq target_bits=1",
+    "lowrank_ecsq dither=true target_nmse=0.1",
 ]
 """Parameters that take another way through a method than its defaults do."""
 every_choice = pytest.mark.parametrize("name", NAMES)
@@ -131,6 +133,22 @@ def test_lossless_is_said_of_what_changes_no_bit(name: str) -> None:
     update = np.concatenate([gaussian(MIXED.size - 3), np.float32([-0.0, 1e-42, 1e30])])
     decoded = compressor.decode(compressor.encode(update, MIXED, generator()), MIXED)
     assert compressor.lossless == (decoded.tobytes() == update.tobytes())
+
+
+@every_method
+def test_unbiased_is_said_of_what_is_right_on_average(name: str) -> None:
+    compressor, draws = load_compressor(name), 100
+    if not compressor.unbiased or "values=sign" in name:  # whose magnitudes are all one
+        return
+    layout = layout_of((30, 40), (300,))
+    update = gaussian(layout.size)
+    decoded = [
+        compressor.decode(compressor.encode(update, layout, generator(seed)), layout)
+        for seed in range(draws)
+    ]
+    variance = np.var(decoded, axis=0, ddof=1, dtype=np.float64).sum() / draws
+    error = np.square(np.mean(decoded, axis=0, dtype=np.float64) - update).sum()
+    assert error < 1.2 * variance + 1e-6 * np.square(update).sum()
 
 
 @every_method

@@ -50,6 +50,7 @@ BOMBS = {
     "lossless": "lossless",
     "ecsq": "ecsq step=0.0001",
     "lowrank_ecsq": "lowrank_ecsq step=0.01",
+    "ecsq dither=true": "ecsq step=0.0001 dither=true",
 }
 
 
