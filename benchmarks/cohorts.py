@@ -9,8 +9,8 @@ import numpy as np
 from dense_run import DenseRun, config_of
 from rich.progress import track
 
+from fedbw_sweep.bench.codec import Codec
 from fedbw_sweep.bench.measures import error
-from fedbw_sweep.bench.peers import Codec
 from fedbw_sweep.compression.base import Compressor
 from fedbw_sweep.compression.eden import Eden
 from fedbw_sweep.compression.layout import FloatVector, Layout
@@ -52,7 +52,7 @@ def measure(compressor: Compressor, layout: Layout, updates: list[FloatVector]) 
 
 def main() -> None:
     """Train, send and print."""
-    run, clients = DenseRun(config_of("num_clients=128")), max(COHORTS)
+    run, clients = DenseRun(config_of()), max(COHORTS)
     for _ in track(run.rounds(ROUND - 1), "rounds before", ROUND, transient=True):
         pass
     updates = [run.update(client, ROUND) for client in track(range(clients), transient=True)]

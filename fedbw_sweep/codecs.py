@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.table import Table
 
+from fedbw_sweep.bench.apart import measure_peers
+from fedbw_sweep.bench.codec import Codec
 from fedbw_sweep.bench.measures import measure
-from fedbw_sweep.bench.peers import Codec, installed
 from fedbw_sweep.bench.updates import BenchConfig, load_update, train_updates
 from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
@@ -72,9 +73,10 @@ def _bench_command(cfg: DictConfig) -> None:
         ]
         layout, updates = load_update(config.update) if config.update else train_updates(config)
         codecs = [Codec.of(*choice, layout) for choice in choices]
+        tables = [measure(layout, updates, codecs, config.seed, config.repeats)]
         if config.peers:
-            codecs.extend(installed(layout, updates[0]))
-        table = measure(layout, updates, codecs, config.seed, config.repeats)
+            tables.extend(measure_peers(layout, updates, config.seed, config.repeats))
+        table = pd.concat(tables, ignore_index=True)
         folder = Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_csv(folder / "codecs.csv", index=False)

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.progress import track
 
-from fedbw_sweep.bench.peers import Codec
+from fedbw_sweep.bench.codec import Codec
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.cost.bounds import (
     LLOYD_MAX_NMSE,

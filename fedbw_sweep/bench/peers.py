@@ -9,45 +9,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
+from importlib.metadata import packages_distributions, version
 from itertools import pairwise
 from math import ceil
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, all_finite
+from fedbw_sweep.bench.codec import Codec
+from fedbw_sweep.compression.base import all_finite
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.seeding import rng_for
 
-
-@dataclass(frozen=True)
-class Codec:
-    """A named way to turn a vector into bytes and back; ours and the peers' alike."""
-
-    name: str
-    encode: Callable[[FloatVector, np.random.Generator], bytes]
-    decode: Callable[[bytes], FloatVector]
-    unbiased: bool = False
-
-    @classmethod
-    def of(cls, name: str, compressor: Compressor, layout: Layout) -> Self:
-        """Wrap a compressor for one layout."""
-        return cls(
-            name,
-            lambda update, rng: compressor.encode(update, layout, rng),
-            lambda payload: compressor.decode(payload, layout),
-            compressor.unbiased,
-        )
+Adapter = Callable[[Layout], Iterator[Codec]]
+"""Yields a package's codecs for one layout."""
 
 
-def installed(layout: Layout, update: FloatVector) -> Iterator[Codec]:
-    """Yield the codecs of every peer package that is installed.
+def working(package: str, adapter: Adapter, layout: Layout, update: FloatVector) -> Iterator[Codec]:
+    """Yield the codecs of a peer package that work, with its version in their names.
 
     Parameters
     ----------
+    package : str
+        The name it is imported by; it is installed.
+    adapter : callable
+        What yields its codecs.
     layout : Layout
         The arrays an update is made of.
     update : ndarray of float32, shape (layout.size,)
@@ -56,18 +44,17 @@ def installed(layout: Layout, update: FloatVector) -> Iterator[Codec]:
     Warns
     -----
     RuntimeWarning
-        For a package or codec that is installed and does not work, with its error.
+        If the package or a codec of it does not work, with its error.
     """
-    for package, codecs in ADAPTERS.items():
-        if find_spec(package) is None:
-            continue
-        with _reported(package):
-            for codec in codecs(layout):
-                with _reported(codec.name):
-                    decoded = codec.decode(codec.encode(update, rng_for(0, "peers")))
-                    if decoded.shape != update.shape or not all_finite(decoded):
-                        raise ValueError("decoded to another shape, NaN or infinity")
-                    yield codec
+    with _reported(package):
+        distribution = packages_distributions()[package][0]
+        for codec in adapter(layout):
+            with _reported(codec.name):
+                decoded = codec.decode(codec.encode(update, rng_for(0, "peers")))
+                if decoded.shape != update.shape or not all_finite(decoded):
+                    raise ValueError("decoded to another shape, NaN or infinity")
+                named = f"{codec.name} ({distribution} {version(distribution)})"
+                yield replace(codec, name=named)
 
 
 @contextmanager
@@ -234,7 +221,7 @@ def _nvflare(layout: Layout) -> Iterator[Codec]:
 
 
 def _pysz(layout: Layout) -> Iterator[Codec]:
-    from pysz import sz, szConfig, szErrorBoundMode
+    from pysz import sz, szAlgorithm, szConfig, szErrorBoundMode
 
     def encode(config: Any, update: FloatVector, _: np.random.Generator) -> bytes:
         return bytes(sz.compress(update, config)[0].tobytes())
@@ -249,8 +236,13 @@ def _pysz(layout: Layout) -> Iterator[Codec]:
         setattr(config, f"{mode}ErrorBound", bound)
         return config
 
+    # Neighbours in an update tell little of each other: without prediction SZ3 needs fewer bits,
+    # and two dimensions help neither way.
     for mode, bound in (("abs", 5e-3), ("abs", 2e-3), ("rel", 1e-3)):
         yield Codec(f"SZ3 {mode} {bound}", partial(encode, configured(mode, bound)), decode)
+        plain = configured(mode, bound)
+        plain.cmprAlgo = szAlgorithm.NOPRED
+        yield Codec(f"SZ3 {mode} {bound} no prediction", partial(encode, plain), decode)
 
     # FedSZ, as APPFL has it: each tensor of over 1,024 elements by itself, relative to its range.
     # APPFL's own wrapper needs an SZ3 that is built from source.
@@ -277,6 +269,22 @@ def _pysz(layout: Layout) -> Iterator[Codec]:
     for bound in (0.1, 0.03, 0.01):
         config = configured("rel", bound)
         yield Codec(f"FedSZ SZ3 rel {bound}", partial(encode_each, config), decode_each)
+
+
+def _nncodec(layout: Layout) -> Iterator[Codec]:
+    from nncodec.nnc import compress, decompress
+
+    def encode(qp: int, update: FloatVector, _: np.random.Generator) -> bytes:
+        arrays = {t.name: array.reshape(t.shape) for t, array in layout.split(update.copy())}
+        # By default what is no weight of a layer is quantised far finer than the rest.
+        return bytes(compress(arrays, qp=qp, nonweight_qp=qp, return_bitstream=True))
+
+    def decode(payload: bytes) -> FloatVector:
+        arrays = decompress(bytearray(payload))
+        return np.concatenate([np.float32(arrays[t.name]).ravel() for t in layout.floats])
+
+    for qp in (-24, -30, -36, -42):
+        yield Codec(f"NNCodec qp {qp}", partial(encode, qp), decode)
 
 
 def _bytes_codec(
@@ -311,12 +319,13 @@ def _zstandard(_: Layout) -> Iterator[Codec]:
     yield _bytes_codec("zstandard level 3", compress, zstandard.ZstdDecompressor().decompress)
 
 
-ADAPTERS: dict[str, Callable[[Layout], Iterator[Codec]]] = {
+ADAPTERS: dict[str, Adapter] = {
     "openfl": _openfl,
     "fedlab": _fedlab,
     "nvflare": _nvflare,
     "torchao": _torchao,
     "bitsandbytes": _bitsandbytes,
+    "nncodec": _nncodec,
     "pysz": _pysz,
     "blosc2": _blosc2,
     "zipnn": _zipnn,

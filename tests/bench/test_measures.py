@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedbw_sweep.bench.codec import Codec
 from fedbw_sweep.bench.measures import error, measure
-from fedbw_sweep.bench.peers import Codec
 from fedbw_sweep.testing import layout_of
 
 
