@@ -119,9 +119,6 @@ class Compressor(ABC):
     fixed_size: ClassVar[bool] = False
     """Whether the payload's size depends on the layout alone, so that it is known in advance."""
 
-    uses: ClassVar[tuple[str, ...]] = ()
-    """The fields of `Known` that the method uses; it is given no others."""
-
     codes_weights: ClassVar[bool] = False
     """Whether a model's weights may be encoded as they are, and not only differences: the error is
     small beside each weight, or each block's largest."""
@@ -129,6 +126,11 @@ class Compressor(ABC):
     lossless: ClassVar[bool] = False
     """Whether every update is decoded to the very same bits, so that only its bytes differ from
     those of other such methods."""
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The fields of `Known` that the method uses; it is given no others."""
+        return ()
 
     @property
     def unbiased(self) -> bool:

@@ -151,7 +151,7 @@ class ECSQ(Compressor):
         half = ldexp(1.0, frexp(rms)[1] // 2)  # in two steps, of which none leaves float32
         unit = update * np.float32(1 / half)
         unit *= np.float32(half / rms)
-        prepared = self._prepare(unit, layout, rng)
+        prepared = self._prepare(unit, layout, rng, known)
         seed = int(rng.integers(_SEEDS)) if self.dither else None
         rated = self._to_target and not self.dither
         measured = self.norm_correction or self.target_nmse is not None
@@ -229,11 +229,13 @@ class ECSQ(Compressor):
     ) -> None:
         """Add what precedes the quantised rows, and subtract it from `values`, in steps."""
 
-    def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
+    def _get(self, decoder: Decoder, layout: Layout, known: Known) -> FloatVector:
         """Read what `_put` added, in steps."""
         return np.zeros(layout.size, np.float32)
 
-    def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
+    def _prepare(
+        self, unit: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> Any:
         """Compute what `_put` needs at every step, from the update at an rms of 1."""
 
     def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
@@ -244,7 +246,7 @@ class ECSQ(Compressor):
         decoder = Decoder(body)
         step = _step(decoder.uint(_STEP_CODES - 1))
         seed = decoder.uint(_SEEDS - 1) if self.dither else None
-        update = self._get(decoder, layout)
+        update = self._get(decoder, layout, known)
         add_levels(decoder, update, layout, seed)
         if self.norm_correction:
             once = np.ones(len(layout.filled), np.int64)

@@ -82,7 +82,7 @@ class Integers:
         exponent = frexp(_magnitudes(matrix, None) if largest is None else largest)[1] - bits
         self.bits, self.unit = bits, ldexp(unit, exponent)
         own = matrix if matrix.dtype == np.float64 else np.empty_like(matrix, np.float64)
-        scaled = np.multiply(matrix, ldexp(1.0, -exponent), out=own)
+        scaled = np.multiply(matrix, ldexp(1.0, -exponent), out=own, dtype=np.float64)
         self.values: Matrix = np.rint(scaled, out=scaled)
 
     def gram(self) -> Matrix:
@@ -174,6 +174,67 @@ def product(left: NDArray[np.floating], right: NDArray[np.floating]) -> FloatVec
     for block, values in product_blocks(left, right, 1):
         whole[block] = values
     return whole
+
+
+def inverse_of_upper(triangle: Matrix) -> Matrix:
+    """Return the inverse of an upper triangular matrix, with sums that NumPy makes itself."""
+    inverse = np.diag(1 / np.diagonal(triangle))
+    for j in range(1, len(triangle)):
+        terms = inverse[:j, :j] * triangle[:j, j]
+        inverse[:j, j] = terms.sum(axis=1) * -inverse[j, j]
+    return inverse
+
+
+def orthonormalised(columns: Integers) -> Matrix:
+    """Return columns of unit length that span what the given ones do, in turn.
+
+    By the Cholesky factor of their inner products. A column that all before it span, but for less
+    than 1e-5 of it, becomes zeros.
+
+    Parameters
+    ----------
+    columns : Integers, shape (rows, count)
+        Of at most `bits_of` the rows.
+    """
+    square = columns.gram()
+    rest, triangle = square.copy(), np.zeros_like(square)
+    for j, whole in enumerate(np.diagonal(square)):
+        if rest[j, j] <= 1e-10 * whole:
+            triangle[j, j] = np.inf
+            continue
+        triangle[j, j:] = rest[j, j:] / np.sqrt(rest[j, j])
+        rest[j + 1 :, j + 1 :] -= triangle[j, j + 1 :, None] * triangle[j, j + 1 :]
+    values, unit = columns.times(inverse_of_upper(triangle))
+    return values * unit
+
+
+def reflections(basis: Matrix) -> Matrix:
+    """Return the normals of reflections whose product has a basis as its first columns, up to sign.
+
+    As Ballard et al. (2014) find Householder's vectors of what is orthonormal already.
+
+    Parameters
+    ----------
+    basis : ndarray of float64, shape (rows, count)
+        Orthonormal columns, then zeros, if any; at most as many as rows. Overwritten.
+
+    Returns
+    -------
+    ndarray of float64, shape (rows, count)
+        Lower trapezoidal.
+    """
+    count = basis.shape[1]
+    top = basis[:count]
+    for j in range(count):
+        top[j, j] += np.copysign(1.0, top[j, j])
+        top[j + 1 :, j] /= top[j, j]
+        top[j + 1 :, j + 1 :] -= top[j + 1 :, j, None] * top[j, j + 1 :]
+    inverse = inverse_of_upper(np.triu(top))
+    basis[:count] = np.tril(top, -1) + np.eye(count)
+    below = Integers(basis[count:].copy(), bits_of(len(basis)))
+    values, unit = below.times(inverse)
+    basis[count:] = values * unit
+    return basis
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what a decoder makes of it, it checks

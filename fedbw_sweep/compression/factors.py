@@ -7,14 +7,12 @@ known before it is coded, so each matrix takes the rank at which error plus pric
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedbw_sweep.compression.coding.tables import Symbols, run_starts
 from fedbw_sweep.compression.exact import PER_OCTAVE, Integers, Multiplier, exp2, product_blocks
 from fedbw_sweep.compression.layout import FloatVector, Ints
 from fedbw_sweep.compression.quantiser import (
@@ -27,7 +25,6 @@ from fedbw_sweep.compression.quantiser import (
     dequantise,
     quantise,
     quantise_to_rate,
-    rate_differences,
 )
 from fedbw_sweep.compression.tiles import TILE, tiles
 
@@ -45,9 +42,7 @@ _PRICE = 0.8 * SLOPE, 0.4 * SLOPE
 _LOOK = 64  # components sought at first for a step of one rms; in proportion to its inverse
 OVERSAMPLING = 16  # components sought beyond the most that are used
 _FITS = 2, 3  # of each factor, to suit the other as it was rounded; the second as above
-_DESCENTS = 8  # to a target; the more, the fewer bits
 _VALUE_BITS = 26  # of a factor's entries as it descends
-_CHUNKS = 1, 2, 4, 8, 16, 32  # components after which rows' energies are looked at anew
 MAX_GAIN = 127
 MAX_COARSENESS = 63
 
@@ -70,10 +65,15 @@ class Factors:
         Half-octaves by which the factors' step exceeds the update's.
     gain : ndarray of int, shape (rank,)
         Half-octaves of each singular value, in steps of the factors, descending.
+    leading : int
+        How many of the first rows and columns are directions in which much is expected.
     """
 
-    def __init__(self, shape: tuple[int, ...], coarseness: int, gain: Ints) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], coarseness: int, gain: Ints, leading: int = 0
+    ) -> None:
         self.shape, self.coarseness, self.gain = shape, coarseness, gain
+        self.leading = leading
         self.step = np.float32(exp2(coarseness * PER_OCTAVE // 2))
         # The entries of a unit vector of n have mean square 1 / n.
         spread = np.array([[_rounded_log2(n)] for n in shape])
@@ -209,8 +209,11 @@ class Spectrum:
             self._known[count] = combined, rotation[:, ::-1], singular
         return self._known[count]
 
-    def quantise(self, scale: float, descends: bool, cost: Cost) -> Factors:
-        """Return the low-rank part of the matrix times `scale`, in steps; see `choose_rank`."""
+    def quantise(self, scale: float, descends: bool, cost: Cost, leading: int = 0) -> Factors:
+        """Return the low-rank part of the matrix times `scale`, in steps.
+
+        See `choose_rank` and `Factors`.
+        """
         count, most = min(max(8, int(_LOOK * scale)), self.most), most_rank(self.shape)
         while True:
             combined, rotation, values = self.leading(count)
@@ -224,7 +227,7 @@ class Spectrum:
             count = min(2 * count, self.most)
         octaves = np.log2(values[:rank]) - coarseness / 2
         gain = np.clip(np.rint(2 * octaves), 0, MAX_GAIN).astype(np.int64)
-        part = Factors(self.shape, coarseness, np.minimum.accumulate(gain))
+        part = Factors(self.shape, coarseness, np.minimum.accumulate(gain), leading)
         if not rank:
             return part
         right, unit = combined.times(rotation[:, :rank])
@@ -291,71 +294,6 @@ def choose_rank(
     return rank, int(half_octaves[rank])
 
 
-class Contexts:
-    """What both ends know of the factors' entries, a chunk of components at a time.
-
-    An entry is expected to be of its component's scale, times that of its row in the components
-    before. All by integers: it chooses tables of probabilities.
-    """
-
-    def __init__(self, parts: list[Factors]) -> None:
-        sides = [n for part in parts for n in part.shape]
-        self.rank = np.array([len(part.gain) for part in parts for _ in (0, 1)], np.int64)
-        self.most = int(self.rank.max(initial=0))
-        self.classes = np.zeros((len(sides), self.most), np.uint8)
-        for i, part in enumerate(parts):
-            self.classes[2 * i : 2 * i + 2, : len(part.gain)] = part.classes
-        self.first = np.cumsum([0, *sides])  # row that each side starts with
-        # Of rows, 2**16 for each one as expected.
-        self.energy = np.zeros(self.first[-1], np.int64)
-
-    def chunks(self) -> Iterator[slice]:
-        """Yield the components of each chunk."""
-        bounds = [0, *(c for c in _CHUNKS if c < self.most), self.most]
-        yield from (slice(a, b) for a, b in pairwise(bounds) if a < b)
-
-    def of(self, chunk: slice) -> NDArray[np.uint8]:
-        """Return the contexts of a chunk, matrix by matrix and row by row."""
-        self._chunk = chunk
-        contexts = np.empty(self._wide() @ np.diff(self.first), np.uint8)
-        self._class = np.empty_like(contexts)
-        for rows, side, width, entries in self._tiles():
-            own = np.repeat(side * self.most + chunk.start - run_starts(width), width)
-            own += np.arange(len(own))
-            of_entries = self.classes.ravel()[own]
-            prior = 4
-            ratio = (self.energy[rows] + (prior << 16)) // ((chunk.start + prior) << 8)
-            excess = np.frexp(ratio * 181 >> 7)[1] - 9  # log2 of ratio / 256, rounded
-            expected = of_entries + np.repeat(excess, width)
-            contexts[entries] = np.minimum(np.maximum(expected, 0), CLASSES - 1)
-            self._class[entries] = of_entries
-        return contexts
-
-    def learn(self, levels: Ints | Symbols) -> None:
-        """Take note of the last chunk's entries, in the same order."""
-        for rows, _, width, entries in self._tiles():
-            square = np.minimum(np.abs(levels[entries]), 1 << 15).astype(np.int64) ** 2 << 24
-            square >>= self._class[entries]
-            some = width > 0
-            self.energy[rows][some] += np.add.reduceat(square, run_starts(width)[some])
-
-    def _wide(self) -> Ints:
-        """Return how many components of the last chunk each side has."""
-        wide: Ints = np.clip(self.rank - self._chunk.start, 0, self._chunk.stop - self._chunk.start)
-        return wide
-
-    def _tiles(self) -> Iterator[tuple[slice, Ints, Ints, slice]]:
-        """Yield tiles of rows, each row's side and width, and where the tile's entries are."""
-        wide, at = self._wide(), 0
-        for rows in tiles(len(self.energy), size=max(1, TILE // int(wide.max(initial=1)))):
-            within = np.diff(np.clip(self.first, rows.start, rows.stop))
-            side = np.repeat(np.arange(len(within)), within)
-            width = wide[side]
-            entries = slice(at, at := at + int(width.sum()))
-            if entries.start < at:
-                yield rows, side, width, entries
-
-
 def levels_of(parts: list[Factors], chunk: slice = slice(None)) -> Ints:
     """Return the entries of components, matrix by matrix and row by row."""
     return np.concatenate([part.levels[:, chunk].ravel() for part in parts])
@@ -367,19 +305,3 @@ def divide(values: NDArray[Any], blocks: list[NDArray[Any]]) -> None:
     for block in blocks:
         block[:] = values[at : at + block.size].reshape(block.shape)
         at += block.size
-
-
-def refine(parts: list[Factors], matrices: list[Multiplier], scale: float, price: float) -> None:
-    """Descend, matrix by matrix and factor by factor, to where error and bits cost least."""
-    for _ in range(_DESCENTS):
-        known = Contexts(parts)
-        of_parts = [np.empty(part.levels.shape, np.intp) for part in parts]
-        for chunk in known.chunks():
-            divide(known.of(chunk), [contexts[:, chunk] for contexts in of_parts])
-            known.learn(levels_of(parts, chunk))
-        extra_bits = rate_differences(
-            levels_of(parts), np.concatenate([each.ravel() for each in of_parts])
-        )
-        for part, matrix, contexts in zip(parts, matrices, of_parts, strict=True):
-            for side, own in enumerate(np.split(contexts, part.shape[:1])):
-                part.descend(side, matrix, scale, own, extra_bits, price)

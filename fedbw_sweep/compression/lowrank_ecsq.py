@@ -14,26 +14,27 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbw_sweep.compression.base import Known
 from fedbw_sweep.compression.coding.decoder import Decoder
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.coding.tables import MAX_INTEGER
+from fedbw_sweep.compression.contexts import Contexts, refine
 from fedbw_sweep.compression.dither import dithered_cost
 from fedbw_sweep.compression.ecsq import ECSQ
 from fedbw_sweep.compression.factors import (
     MAX_COARSENESS,
     MAX_GAIN,
     OVERSAMPLING,
-    Contexts,
     Factors,
     Spectrum,
     dead_zone_cost,
     divide,
     levels_of,
     most_rank,
-    refine,
 )
 from fedbw_sweep.compression.layout import FloatVector, Ints, Layout, TensorSpec
 from fedbw_sweep.compression.quantiser import SLOPE
+from fedbw_sweep.compression.rotation import Moved, Rotation
 from fedbw_sweep.errors import ConfigError, PayloadError
 
 
@@ -48,6 +49,29 @@ def _matrices(vector: FloatVector, layout: Layout) -> Iterator[FloatVector]:
         if is_matrix(tensor):
             matrix = array.reshape(-1, tensor.shape[-1])
             yield matrix if len(matrix) <= tensor.shape[-1] else matrix.T
+
+
+def _moved(known: Known, layout: Layout) -> list[Moved] | None:
+    """Return what each matrix has moved from the initial model, if both are known."""
+    if known.initial is None or known.received is None:
+        return None
+    pairs = (_matrices(vector, layout) for vector in (known.received, known.initial))
+    return [Moved(*pair) for pair in zip(*pairs, strict=True)]
+
+
+def _leading(known: Known, layout: Layout) -> list[int]:
+    """Return how many leading directions each matrix has."""
+    moved = _moved(known, layout)
+    if moved is None:
+        return [0] * sum(map(is_matrix, layout.filled))
+    return [each.directions for each in moved]
+
+
+def _turn(vector: FloatVector, known: Known, layout: Layout, back: bool = False) -> None:
+    """Change the coordinates of each matrix of a vector, in place."""
+    for matrix, moved in zip(_matrices(vector, layout), _moved(known, layout) or (), strict=False):
+        if moved.directions:
+            Rotation(moved).turn(matrix, back)
 
 
 def _product(part: Factors, matrix: FloatVector) -> Iterator[tuple[FloatVector, FloatVector]]:
@@ -81,10 +105,15 @@ class LowRankECSQ(ECSQ):
         See `ECSQ`.
     max_rank : int
         Most components that a matrix is given; more take longer to find.
+    context : {"none", "received"}
+        Whether an update is coded in the directions in which the received model has moved from the
+        initial one (see `compression.rotation`); as without where nothing has moved. It takes 0.3
+        us a coordinate, at both ends.
     """
 
     step: float = 2.0
     max_rank: int = 64
+    context: str = "none"
 
     _price: ClassVar[float] = SLOPE
 
@@ -92,14 +121,37 @@ class LowRankECSQ(ECSQ):
         super().__post_init__()
         if type(self.max_rank) is not int or self.max_rank < 1:
             raise ConfigError("max_rank", self.max_rank, "a whole number of at least 1")
+        if self.context not in ("none", "received"):
+            raise ConfigError("context", self.context, "none or received")
 
-    def _prepare(self, unit: FloatVector, layout: Layout, rng: np.random.Generator) -> Any:
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """With a context, both models."""
+        return ("initial", "received") if self.context == "received" else ()
+
+    def _encode(
+        self, update: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> bytes:
+        if self.uses:
+            update = update.copy()
+            _turn(update, known, layout)
+        return super()._encode(update, layout, rng, known)
+
+    def _decode(self, body: memoryview, layout: Layout, known: Known) -> FloatVector:
+        update = super()._decode(body, layout, known)
+        if len(body):
+            _turn(update, known, layout, back=True)
+        return update
+
+    def _prepare(
+        self, unit: FloatVector, layout: Layout, rng: np.random.Generator, known: Known
+    ) -> Any:
         matrices = list(_matrices(unit, layout))
         rows, cols = np.array([(0, 0), *(matrix.shape for matrix in matrices)]).max(axis=0)
         sketch = rng.integers(-127, 128, (cols, min(rows, self.max_rank + OVERSAMPLING)), np.int8)
         spectra = (Spectrum(matrix, sketch, self.max_rank) for matrix in matrices)
         # For one step, a matrix at a time is held in float64.
-        return list(spectra) if self._to_target else spectra
+        return list(spectra) if self._to_target else spectra, _leading(known, layout)
 
     def _put(
         self,
@@ -112,12 +164,16 @@ class LowRankECSQ(ECSQ):
     ) -> None:
         matrices = list(_matrices(values, layout))
         cost = dithered_cost if self.dither else dead_zone_cost
-        parts = [spectrum.quantise(scale, price is not None, cost) for spectrum in prepared]
+        spectra, leading = prepared
+        parts = [
+            spectrum.quantise(scale, price is not None, cost, first)
+            for spectrum, first in zip(spectra, leading, strict=True)
+        ]
         ranks = np.array([len(part.gain) for part in parts])
         encoder.integers(ranks)
         used = [part for part in parts if len(part.gain)]
         if used and price is not None:
-            coded = [spectrum.matrix for spectrum, n in zip(prepared, ranks, strict=True) if n]
+            coded = [spectrum.matrix for spectrum, n in zip(spectra, ranks, strict=True) if n]
             refine(used, coded, scale, price)
         encoder.integers(np.array([part.coarseness for part in used]))
         encoder.integers(np.array([part.gain[0] for part in used]))
@@ -132,7 +188,7 @@ class LowRankECSQ(ECSQ):
             for view, block in _product(part, matrix):
                 view -= block
 
-    def _get(self, decoder: Decoder, layout: Layout) -> FloatVector:
+    def _get(self, decoder: Decoder, layout: Layout, known: Known) -> FloatVector:
         own = np.array([is_matrix(tensor) for tensor in layout.filled])
         shapes = [
             tuple(sorted((tensor.size // tensor.shape[-1], tensor.shape[-1])))
@@ -163,8 +219,10 @@ class LowRankECSQ(ECSQ):
             len(gain) - len(ranks), MAX_GAIN, None, "factors", each(ranks - 1)
         )
         gains = [np.cumsum(g) for g in np.split(gain, first[1:])] if len(ranks) else []
+        leading = compress(_leading(known, layout), some)
         used = [
-            Factors(shape, int(c), g) for shape, c, g in zip(shapes, coarseness, gains, strict=True)
+            Factors(shape, int(c), g, first)
+            for shape, c, g, first in zip(shapes, coarseness, gains, leading, strict=True)
         ]
         if any(part.gain[-1] < 0 for part in used):
             raise PayloadError("a singular value is out of range")

@@ -100,7 +100,15 @@ class RunConfig(Section):
         default. Error feedback that a method has by default is off where weights are uploaded.
         """
         config = super().from_dict(_with_classes(with_defaults(rename_settings(values))))
-        config.compression.build()
+        if config.compression.build().uses:
+            for key, value, needed in (
+                ("initial_model", config.initial_model, "known"),
+                ("upload", config.upload, "update"),
+            ):
+                if value != needed:
+                    raise ConfigError(
+                        key, value, f"must be {needed} with compression.context=received"
+                    )
         config.downlink.build("downlink")
         config.sampler()
         if config.upload != "weights" or not config.compression.error_feedback:

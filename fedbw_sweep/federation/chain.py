@@ -103,6 +103,10 @@ class Chain:
         """See `Downlink`."""
         self.version_of[client] = self.version
 
+    def received(self, client: int) -> FloatVector:
+        """See `Downlink`."""
+        return self.held
+
     def state(self) -> dict[str, Any]:
         """See `Downlink`: `held` and the models of all clients are made of the updates."""
         return {

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
 from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
@@ -86,10 +86,13 @@ def client_app(job: Job, tokens: ClientTokens | None = None) -> ClientApp:
         upload, exact = read_arrays(model)
         if config.upload == "update":
             upload -= received
+        known = NOTHING_KNOWN
+        if compressor.uses:
+            known = Known(initial_vector(config), received)
         del received
         encoding = time.perf_counter()
         rng = rng_for(config.seed, "encode", client, server_round)
-        payload = _encode(config, compressor, upload, layout, rng, context)
+        payload = _encode(config, compressor, upload, layout, rng, context, known)
         metrics: dict[str, int | float | list[int] | list[float]] = {
             "num-examples": len(sequences),
             "steps": training.steps,
@@ -131,11 +134,12 @@ def _encode(
     layout: Layout,
     rng: np.random.Generator,
     context: Context,
+    known: Known,
 ) -> bytes:
     """Encode what goes up; what error feedback or the method keeps stays in this client's state."""
     encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
     held = context.state.array_records.get(COMPRESSOR, ArrayRecord())
-    payload, state = encode(compressor, upload, layout, rng, unpack_state(held))
+    payload, state = encode(compressor, upload, layout, rng, unpack_state(held), known)
     if state:
         context.state[COMPRESSOR] = pack_state(state)
     return payload

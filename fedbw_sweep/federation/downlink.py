@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
+
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.federation.chain import Chain
@@ -23,6 +25,9 @@ class Downlink(Protocol):
 
     def replied(self, client: int) -> None:
         """Note that a client has what it was sent this round."""
+
+    def received(self, client: int) -> FloatVector:
+        """Return the model that a client has trained from, once `replied` was called."""
 
     @property
     def made(self) -> bytes:
@@ -70,7 +75,8 @@ class Weights:
     def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
         """See `Downlink`."""
         rng = rng_for(self.seed, "encode model", server_round)
-        self.payload = self.compressor.encode(vector, self.layout, rng) + exact
+        self.encoded = self.compressor.encode(vector, self.layout, rng)
+        self.payload, self._decoded = self.encoded + exact, np.empty(0, np.float32)
 
     def payload_for(self, client: int) -> bytes:
         """See `Downlink`."""
@@ -78,6 +84,12 @@ class Weights:
 
     def replied(self, client: int) -> None:
         """See `Downlink`."""
+
+    def received(self, client: int) -> FloatVector:
+        """See `Downlink`."""
+        if not self._decoded.size:
+            self._decoded = self.compressor.decode(self.encoded, self.layout)
+        return self._decoded
 
     @property
     def made(self) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Known
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
@@ -41,6 +42,8 @@ class Exchange:
         The arrays that travel.
     frozen : bytes
         The frozen arrays, for the first message to each client; empty if clients have them.
+    initial : ndarray of float32, shape (layout.size,)
+        The model before the first round.
     may_end : callable
         Whether a run may end with a round, so that the parts of its uplink are counted.
     methods : sequence of CompressionConfig
@@ -52,10 +55,11 @@ class Exchange:
         config: RunConfig,
         layout: Layout,
         frozen: bytes,
+        initial: FloatVector,
         may_end: Callable[[int], bool],
         methods: Sequence[CompressionConfig] = (),
     ) -> None:
-        self.config, self.layout, self.frozen = config, layout, frozen
+        self.config, self.layout, self.frozen, self.initial = config, layout, frozen, initial
         self.may_end = may_end
         self.compressor = config.compression.build()
         self.downlink = downlink(config, layout)
@@ -142,10 +146,13 @@ class Exchange:
         self.own.encode_seconds[number] += report.encode_seconds
         arrays = reply.content.array_records[ARRAYS]
         started = time.perf_counter()
-        upload, exact = unpack(arrays, self.compressor, self.layout)
+        known = NOTHING_KNOWN
+        if self.compressor.uses:
+            known = Known(self.initial, self.downlink.received(client))
+        upload, exact = unpack(arrays, self.compressor, self.layout, known)
         self.own.decode_seconds[number] += time.perf_counter() - started
         if count_parts := self.may_end(number):
-            self.own.parts += parts(arrays, self.compressor, self.layout)
+            self.own.parts += parts(arrays, self.compressor, self.layout, known)
         for recoder in self.recoders.values():
             recoder.book(number, client, reply, upload, exact, count_parts)
         return upload, exact, report

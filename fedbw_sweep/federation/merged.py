@@ -197,6 +197,10 @@ class Merged:
         """See `Downlink`."""
         self.version_of[client] = self.sent[self.version_of.get(client, self.first)][0]
 
+    def received(self, client: int) -> FloatVector:
+        """See `Downlink`."""
+        return self.versions.model(self.version_of[client])
+
     def state(self) -> dict[str, Any]:
         """See `Downlink`: the models of all clients are made of the updates."""
         return {

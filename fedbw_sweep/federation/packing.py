@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
 from fedbw_sweep.compression.feedback import State
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.errors import PayloadError
@@ -32,7 +32,7 @@ def pack(payload: bytes) -> ArrayRecord:
 
 
 def unpack(
-    arrays: ArrayRecord, compressor: Compressor, layout: Layout
+    arrays: ArrayRecord, compressor: Compressor, layout: Layout, known: Known = NOTHING_KNOWN
 ) -> tuple[FloatVector, bytes]:
     """Decode a payload: the compressed vector, then the arrays sent as they are.
 
@@ -47,10 +47,12 @@ def unpack(
         If the payload is not one made for this layout and compressor.
     """
     payload, exact = split(arrays, layout.exact_bytes)
-    return compressor.decode(payload, layout), bytes(exact)
+    return compressor.decode(payload, layout, known), bytes(exact)
 
 
-def parts(arrays: ArrayRecord, compressor: Compressor, layout: Layout) -> Counter[tuple[str, str]]:
+def parts(
+    arrays: ArrayRecord, compressor: Compressor, layout: Layout, known: Known = NOTHING_KNOWN
+) -> Counter[tuple[str, str]]:
     """Say where a payload's bytes are: `Compressor.parts`, and ``exact`` arrays sent as they are.
 
     Raises
@@ -59,7 +61,8 @@ def parts(arrays: ArrayRecord, compressor: Compressor, layout: Layout) -> Counte
         As `unpack`.
     """
     exact = {(tensor.name, "exact"): tensor.nbytes for tensor in layout.exact}
-    return compressor.parts(split(arrays, layout.exact_bytes)[0], layout) + Counter(exact)
+    payload, _ = split(arrays, layout.exact_bytes)
+    return compressor.parts(payload, layout, known) + Counter(exact)
 
 
 def split(arrays: ArrayRecord, count: int) -> tuple[memoryview, memoryview]:

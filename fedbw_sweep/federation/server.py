@@ -67,7 +67,7 @@ class Server:
         self.vector, self.exact = vector, exact
         self.sampler = config.sampler(sizes)
         may_end = may_end or config.rounds.__eq__
-        self.exchange = Exchange(config, layout, frozen, may_end, methods)
+        self.exchange = Exchange(config, layout, frozen, vector, may_end, methods)
         self.server_step = ServerStep(config.server)
         self.finished = 0  # the last round that is over; 0 is the initial model
 

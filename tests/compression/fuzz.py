@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from fedbw_sweep.compression.base import Compressor
+from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.coding.encoder import Encoder
 from fedbw_sweep.compression.factors import most_rank
@@ -44,6 +44,7 @@ GREEDY = (
     "ecsq step=0.0001",
     "lowrank_ecsq step=0.01",
     "lowrank_ecsq step=0.01 dither=true",
+    "lowrank_ecsq step=0.01 context=received",
     "eden bits=8",
     "sketch counters=1",
     "sign scale=row",
@@ -155,14 +156,16 @@ class Tally:
     def payloads(self) -> int:
         return sum(self.outcomes.values())
 
-    def throw(self, method: Compressor, payload: bytes, layout: Layout) -> None:
+    def throw(
+        self, method: Compressor, payload: bytes, layout: Layout, known: Known = NOTHING_KNOWN
+    ) -> None:
         """Decode one payload; fail on anything but a vector or a `PayloadError` within limits."""
         for attempt in range(3):
             before, _ = tracemalloc.get_traced_memory()
             tracemalloc.reset_peak()
             started = time.process_time()
             try:
-                check_decoded(method.decode(payload, layout), layout)
+                check_decoded(method.decode(payload, layout, known), layout)
                 outcome = "decoded"
             except PayloadError:
                 outcome = "refused"
@@ -183,18 +186,19 @@ class Tally:
         layout = drawn_layout(rng)
         update = drawn_update(layout, rng)
         slow = layout.size > 500 and rng.random() < 0.9  # searches for a target take seconds
+        known = Known(drawn_update(layout, rng), drawn_update(layout, rng))
         bodies, frames = {}, {}
         for name, method in codecs.items():
             if slow and "target" in name:
                 continue
-            payload = method.encode(update, layout, rng)
+            payload = method.encode(update, layout, rng, known)
             length = 0 if isinstance(method, Dense) else method.FRAME_BYTES
             frames[name], bodies[name] = payload[:length], payload[length:]
         for name, frame in frames.items():
             for _ in range(20):
                 hostile = forged(name, bodies, codecs[name], frame, layout, rng)
                 try:
-                    self.throw(codecs[name], hostile, layout)
+                    self.throw(codecs[name], hostile, layout, known)
                 except BaseException:
                     print(f"{name}, round {self.rounds}, {layout.tensors}: {hostile[:200].hex()}")
                     raise

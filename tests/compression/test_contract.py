@@ -55,6 +55,7 @@ VARIANTS = [
     "lowrank_ecsq step=0.1",
     "lowrank_ecsq target_bits=1",
     "lowrank_ecsq dither=true target_nmse=0.1",
+    "lowrank_ecsq context=received",
 ]
 """Parameters that take another way through a method than its defaults do."""
 every_choice = pytest.mark.parametrize("name", NAMES)

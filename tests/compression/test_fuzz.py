@@ -51,6 +51,7 @@ BOMBS = {
     "ecsq": "ecsq step=0.0001",
     "lowrank_ecsq": "lowrank_ecsq step=0.01",
     "ecsq dither=true": "ecsq step=0.0001 dither=true",
+    "lowrank_ecsq context=received": "lowrank_ecsq step=0.01 context=received",
 }
 
 
@@ -60,9 +61,10 @@ def test_what_another_parameter_would_send_takes_little(
     name: str, shape: tuple[int, ...], traced: None
 ) -> None:
     method, layout, update = load_compressor(name), layout_of(shape), gaussian(300_000)
-    body = load_compressor(BOMBS[name]).encode(update, layout, generator())
-    frame = method.encode(update, layout, generator())[: Compressor.FRAME_BYTES]
-    Tally().throw(method, frame + body[Compressor.FRAME_BYTES :], layout)
+    known = Known(gaussian(300_000, seed=2), gaussian(300_000, seed=3))
+    body = load_compressor(BOMBS[name]).encode(update, layout, generator(), known)
+    frame = method.encode(update, layout, generator(), known)[: Compressor.FRAME_BYTES]
+    Tally().throw(method, frame + body[Compressor.FRAME_BYTES :], layout, known)
 
 
 def test_a_decoder_that_takes_too_much_is_found(traced: None) -> None:

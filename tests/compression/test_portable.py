@@ -17,6 +17,7 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from threadpoolctl import threadpool_info
 
+from fedbw_sweep.compression.base import Known
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.testing import layout_of
 
@@ -42,10 +43,16 @@ def update(layout: Layout) -> FloatVector:
     return values.astype(np.float32)
 
 
+def known(layout: Layout) -> Known:
+    """Return models that both ends hold."""
+    initial = np.random.default_rng(6).standard_normal(layout.size).astype(np.float32)
+    return Known(initial, initial + 3 * update(layout)[::-1])
+
+
 def encode(layout: Layout, methods: list[str] = METHODS) -> dict[str, bytes]:
-    values = update(layout)
+    values, held = update(layout), known(layout)
     return {
-        name: load_compressor(name).encode(values, layout, np.random.default_rng(1))
+        name: load_compressor(name).encode(values, layout, np.random.default_rng(1), held)
         for name in methods
     }
 
@@ -55,8 +62,9 @@ def digest(data: bytes) -> str:
 
 
 def decode(payloads: dict[str, bytes]) -> dict[str, str]:
+    held = known(SMALL)
     return {
-        name: digest(load_compressor(name).decode(payload, SMALL).astype("<f4").tobytes())
+        name: digest(load_compressor(name).decode(payload, SMALL, held).astype("<f4").tobytes())
         for name, payload in payloads.items()
     }
 
