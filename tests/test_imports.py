@@ -158,12 +158,13 @@ TESTED_BY = {
     "backends.base": "backends/test_flower.py",  # through each backend
     "backends.ray.backend": "sweeps/test_simulation.py",
     "backends.ray.nursery": "backends/ray/test_node.py",  # which starts it
-    "bench.measures": "test_codecs.py",  # through the command, by each column's definition
     "compression.base": "compression/test_contract.py",  # with every method
     "compression.coding.decoder": "compression/coding/test_stream.py",
     "compression.coding.encoder": "compression/coding/test_stream.py",
     "compression.coding.tables": "compression/coding/test_stream.py",
+    "compression.contexts": "compression/test_factors.py",
     "compression.layout": "compression/test_sizes.py",
+    "compression.rows": "compression/test_ecsq.py",
     "compression.lowrank_ecsq": "compression/test_ecsq.py",  # as one of the methods with targets
     "config.foreign": "test_trust.py",
     "config.groups": "config/test_run.py",  # as sections of a run's config
