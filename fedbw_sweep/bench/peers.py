@@ -276,8 +276,10 @@ def _nncodec(layout: Layout) -> Iterator[Codec]:
 
     def encode(qp: int, update: FloatVector, _: np.random.Generator) -> bytes:
         arrays = {t.name: array.reshape(t.shape) for t, array in layout.split(update.copy())}
-        # By default what is no weight of a layer is quantised far finer than the rest.
-        return bytes(compress(arrays, qp=qp, nonweight_qp=qp, return_bitstream=True))
+        # By default what is no weight of a layer is quantised far finer than the rest, and a file
+        # is left in the working directory.
+        how = {"nonweight_qp": qp, "bitstream_path": None, "return_bitstream": True}
+        return bytes(compress(arrays, qp=qp, **how))
 
     def decode(payload: bytes) -> FloatVector:
         arrays = decompress(bytearray(payload))

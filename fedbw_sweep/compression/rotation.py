@@ -33,6 +33,7 @@ DIRECTIONS = 64
 _LEAST = 16  # rows of a matrix that has any
 _ITERATIONS = 2  # of the subspace that they span
 _BLOCK = 1 << 16  # numbers worked on at a time
+_LIMIT = float(np.finfo(np.float32).max)
 
 
 class Moved:
@@ -46,8 +47,8 @@ class Moved:
     Attributes
     ----------
     directions : int
-        How many of its singular directions are used: none if nothing has moved, or too little to
-        matter can be known of it.
+        How many of its singular directions are used: none where nothing has moved, or the matrix
+        has few rows.
     """
 
     def __init__(self, received: FloatVector, initial: FloatVector) -> None:
@@ -107,7 +108,7 @@ class Orthogonal:
             seen = self._normals.values.T @ whole.values * (self._normals.unit * whole.unit)
             changed, unit = triangle.times(seen)
             lost, scale = self._normals.times(changed * unit)
-            block -= lost * scale
+            np.clip(block - lost * scale, -_LIMIT, _LIMIT, out=block, casting="same_kind")
 
 
 class Rotation:

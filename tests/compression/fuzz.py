@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from threadpoolctl import threadpool_limits
 
 from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
 from fedbw_sweep.compression.cast import Dense
@@ -50,6 +51,11 @@ GREEDY = (
     "sign scale=row",
 )
 """Methods with the parameters that make a decoder work hardest."""
+
+
+def one_thread() -> threadpool_limits:
+    """Keep the BLAS to one thread, as clients do: others that wait would count as CPU time."""
+    return threadpool_limits(1)
 
 
 def memory_limit(payload: bytes, layout: Layout) -> int:
@@ -237,10 +243,11 @@ def main() -> None:
     codecs, tally = methods(), read_tally(options.state)
     end = time.monotonic() + options.seconds
     tracemalloc.start()
-    while time.monotonic() < end and tally.payloads < options.payloads:
-        tally.round(options.seed, codecs)
-        if options.state:
-            write_tally(options.state, tally)
+    with one_thread():
+        while time.monotonic() < end and tally.payloads < options.payloads:
+            tally.round(options.seed, codecs)
+            if options.state:
+                write_tally(options.state, tally)
     print(f"{len(codecs)} codecs, {tally}")
 
 

@@ -15,7 +15,7 @@ from fedbw_sweep.compression.sparse import TopK
 from fedbw_sweep.errors import PayloadError
 from fedbw_sweep.testing import gaussian, generator, layout_of
 
-from .fuzz import Tally, memory_limit, methods, read_tally, time_limit, write_tally
+from .fuzz import Tally, memory_limit, methods, one_thread, read_tally, time_limit, write_tally
 from .test_contract import load_compressor
 
 
@@ -30,7 +30,8 @@ class Greedy(TopK):
 @pytest.fixture
 def traced() -> Iterator[None]:
     tracemalloc.start()
-    yield
+    with one_thread():
+        yield
     tracemalloc.stop()
 
 

@@ -159,6 +159,17 @@ def test_an_update_along_what_has_moved_takes_fewer_bits() -> None:
     assert sizes["received"] < 0.8 * sizes["none"]
 
 
+def test_the_largest_floats_stay_finite() -> None:
+    update = np.full(LAYOUT.size, np.finfo(np.float32).max)
+    update[::3] *= -1
+    codec, known = LowRankECSQ(0.5, context="received"), Known(drawn(1), drawn(2))
+    decoded = codec.decode(
+        codec.encode(update, LAYOUT, np.random.default_rng(0), known), LAYOUT, known
+    )
+    assert np.isfinite(decoded).all()
+    assert np.square(decoded / 1e38 - update / 1e38).sum() < 0.3 * np.square(update / 1e38).sum()
+
+
 def test_where_nothing_has_moved_the_payload_is_as_without() -> None:
     initial, update = drawn(1), drawn(2)
     rng = np.random.default_rng
