@@ -22,7 +22,7 @@ ROUND = 8
 
 COHORTS = 1, 8, 64
 
-METHODS: dict[str, list[Compressor]] = {
+METHODS: dict[str, list[LowRankECSQ]] = {
     "lowrank_ecsq": [LowRankECSQ(step) for step in (2.0, 1.4, 1.0, 0.7, 0.5)],
     "lowrank_ecsq, norm_correction": [
         LowRankECSQ(step, norm_correction=True) for step in (2.0, 1.4, 1.0, 0.7, 0.5)
@@ -32,9 +32,11 @@ METHODS: dict[str, list[Compressor]] = {
 """From coarse to fine."""
 
 
-def measure(compressor: Compressor, layout: Layout, updates: list[FloatVector]) -> list[float]:
+def measure(
+    name: str, compressor: Compressor, layout: Layout, updates: list[FloatVector]
+) -> list[float]:
     """Return bits a coordinate, then the NMSE of the means of `COHORTS`: medians over cohorts."""
-    codec, payloads, decoded = Codec.of(repr(compressor), compressor, layout), 0, []
+    codec, payloads, decoded = Codec.of(name, compressor, layout), 0, []
     for client, update in enumerate(updates):
         payload = codec.encode(update, rng_for(0, "encode", client))
         decoded.append(codec.decode(payload))
@@ -58,9 +60,10 @@ def main() -> None:
     updates = [run.update(client, ROUND) for client in track(range(clients), transient=True)]
     mean, energy = np.mean(updates, axis=0), np.mean([np.square(u).sum() for u in updates])
     print(f"the mean's energy is {np.square(mean).sum() / energy:.2f} of an update's")
-    eden, *wanted = measure(Eden(2), run.layout, updates)
+    eden, *wanted = measure("eden, 2 bits", Eden(2), run.layout, updates)
     for name, compressors in METHODS.items():
-        bits, *errors = zip(*(measure(c, run.layout, updates) for c in compressors), strict=True)
+        points = [measure(f"{name}, step {c.step:g}", c, run.layout, updates) for c in compressors]
+        bits, *errors = zip(*points, strict=True)
         for cohort, at, of_method in zip(COHORTS, wanted, errors, strict=True):
             # Errors fall from coarse to fine; between two steps both are straight in logarithms.
             needed = 2 ** np.interp(-np.log2(at), -np.log2(of_method), np.log2(bits))
