@@ -84,10 +84,19 @@ class Process(LocalBackend):
         if self.messages == self.at:
             assert self.folder is not None
             assert self.to is not None
-            claims = shutil.ignore_patterns("claim.*")  # they end with their process
-            shutil.copytree(self.folder, self.to, ignore=claims)
+            _copy(self.folder, self.to)
             raise Killed
         return message
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """Copy a sweep that is written to meanwhile: anew where a state was replaced."""
+    claims = shutil.ignore_patterns("claim.*")  # they end with their process
+    try:
+        shutil.copytree(folder, to, ignore=claims)
+    except shutil.Error:
+        shutil.rmtree(to)
+        _copy(folder, to)
 
 
 Do = Callable[..., int]
