@@ -1,9 +1,12 @@
 """Bits of updates with what both ends know over those without, at equal errors.
 
 python benchmarks/context.py
+python benchmarks/context.py --save update.npz   # the last round's first, for fedbw_sweep.codecs
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 from dense_run import DenseRun, config_of
@@ -31,15 +34,21 @@ def bits_at(context: str, update: FloatVector, layout: Layout, known: Known) -> 
     return [float(2 ** np.interp(np.log2(nmse), errors, bits)) for nmse in NMSES]
 
 
-def main() -> None:
-    """Train, encode and print."""
+def main(save: str | None) -> None:
+    """Train, encode and print, or save an update and print nothing."""
     run = DenseRun(config_of())
     cohorts, initial = run.config.sampler(), run.vector
     for number, received in enumerate(run.rounds(max(ROUNDS) - 1), 1):
         if number not in ROUNDS:
             continue
+        clients = cohorts.cohort(number).clients.tolist()
+        if save:
+            if number == max(ROUNDS):
+                update = run.update(clients[0], number)
+                np.savez(save, **{t.name: a.reshape(t.shape) for t, a in run.layout.split(update)})
+            continue
         ratios = []
-        for client in cohorts.cohort(number).clients.tolist():
+        for client in clients:
             update, known = run.update(client, number), Known(initial, received)
             both = (bits_at(c, update, run.layout, known) for c in ("received", "none"))
             ratios.append([a / b for a, b in zip(*both, strict=True)])
@@ -51,4 +60,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--save")
+    main(parser.parse_args().save)

@@ -209,7 +209,7 @@ class Spectrum:
             self._known[count] = combined, rotation[:, ::-1], singular
         return self._known[count]
 
-    def quantise(self, scale: float, descends: bool, cost: Cost, leading: int = 0) -> Factors:
+    def quantise(self, scale: float, descends: bool, cost: Cost, leading: int) -> Factors:
         """Return the low-rank part of the matrix times `scale`, in steps.
 
         See `choose_rank` and `Factors`.

@@ -75,8 +75,8 @@ class Weights:
     def prepare(self, server_round: int, vector: FloatVector, exact: bytes) -> None:
         """See `Downlink`."""
         rng = rng_for(self.seed, "encode model", server_round)
-        self.encoded = self.compressor.encode(vector, self.layout, rng)
-        self.payload, self._decoded = self.encoded + exact, np.empty(0, np.float32)
+        self.payload = self.compressor.encode(vector, self.layout, rng) + exact
+        self._decoded = np.empty(0, np.float32)
 
     def payload_for(self, client: int) -> bytes:
         """See `Downlink`."""
@@ -88,7 +88,8 @@ class Weights:
     def received(self, client: int) -> FloatVector:
         """See `Downlink`."""
         if not self._decoded.size:
-            self._decoded = self.compressor.decode(self.encoded, self.layout)
+            encoded = memoryview(self.payload)[: len(self.payload) - self.layout.exact_bytes]
+            self._decoded = self.compressor.decode(encoded, self.layout)
         return self._decoded
 
     @property

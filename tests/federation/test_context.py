@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fedbw_sweep.errors import ConfigError
-from fedbw_sweep.federation.exchange import Exchange
 from fedbw_sweep.sweeps import run
 from tests.conftest import SMALL
 from tests.local import LocalBackend
 
-from .test_downlink import LITTLE, Build, note_received
+from .test_downlink import LITTLE, Build, note_received, note_recorded
 
 CONTEXT = "compression=lowrank_ecsq", "compression.context=received"
 
@@ -31,15 +29,7 @@ def test_the_server_knows_what_a_client_trained_from(
     run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     trained_from = note_received(monkeypatch)
-    known: list[bytes] = []
-    receive = Exchange.receive
-
-    def note_known(self: Exchange, number: int, client: int, reply: Any) -> Any:
-        received = receive(self, number, client, reply)  # refuses what has another context
-        known.append(self.downlink.received(client).tobytes())
-        return received
-
-    monkeypatch.setattr(Exchange, "receive", note_known)
+    known = note_recorded(monkeypatch)  # a payload of another context is refused
     monkeypatch.setattr(run, "backend_of", LocalBackend(5))
     record = run.execute(
         run_config(

@@ -123,6 +123,20 @@ def note_received(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return received
 
 
+def note_recorded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list that gets each model that the server takes a client to have trained from."""
+    recorded: list[bytes] = []
+    receive = Exchange.receive
+
+    def note(self: Exchange, number: int, client: int, reply: Any) -> Any:
+        received = receive(self, number, client, reply)
+        recorded.append(self.downlink.received(client).tobytes())
+        return received
+
+    monkeypatch.setattr(Exchange, "receive", note)
+    return recorded
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_clients_train_from_the_exchanges_record(

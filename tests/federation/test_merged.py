@@ -17,7 +17,6 @@ from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import merged as merged_module
-from fedbw_sweep.federation.exchange import Exchange
 from fedbw_sweep.federation.merged import ENTRY, INITIAL, NONE, Merged, Versions
 from fedbw_sweep.federation.rebuild import rebuild
 from fedbw_sweep.sweeps import run
@@ -25,7 +24,7 @@ from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
 from tests.local import LocalBackend
 
-from .test_downlink import LITTLE, Build, configure, matrix_layout, note_received
+from .test_downlink import LITTLE, Build, configure, matrix_layout, note_received, note_recorded
 
 METHODS = [name for name in NAMES if not read_choice(name).get("unbiased")]
 """Those that may have error feedback; what expands is refused as everywhere."""
@@ -35,11 +34,6 @@ def of(name: str, **values: Any) -> RunConfig:
     config = configure(name, True, **values)
     down = config.downlink.model_copy(update={"catch_up": "merged"})
     return config.model_copy(update={"downlink": down})
-
-
-def held_by(end: Merged, client: int) -> FloatVector:
-    """Return the model that the server takes a client to hold which has replied."""
-    return end.versions.model(end.version_of[client])
 
 
 def fits(name: str) -> bool:
@@ -74,7 +68,7 @@ def test_what_a_client_rebuilds_is_the_servers_record(name: str, data: st.DataOb
             if client in replying:
                 held[client] = rebuilt
                 end.replied(client)
-                assert held_by(end, client).tobytes() == rebuilt.tobytes()
+                assert end.received(client).tobytes() == rebuilt.tobytes()
         made += end.made
         if number == goes_on_after:
             state, end = end.state(), Merged(config, layout)
@@ -105,7 +99,7 @@ def test_bytes_and_models_by_hand() -> None:
         2: [HEADER.size, update],
         3: [update],
     }
-    missed_most = held_by(end, 2)
+    missed_most = end.received(2)
     whole = np.abs(models[8] - models[0]).max()
     assert np.abs(missed_most - models[8]).max() <= whole / 127, "one update's error, not eight"
 
@@ -124,7 +118,7 @@ def test_the_step_is_that_of_the_last_round(name: str) -> None:
         for client in clients:
             end.payload_for(client)
             end.replied(client)
-            errors[client] = float(np.square(held_by(end, client) - model).mean())
+            errors[client] = float(np.square(end.received(client) - model).mean())
         model = model + rng.standard_normal(layout.size).astype(np.float32)
     # Uniform in a bin of the step would be a twelfth; the dead zone, and what is left out, more.
     step = end.compressor.step  # type: ignore[attr-defined]
@@ -211,16 +205,7 @@ def test_clients_train_from_what_the_server_says_they_hold(
     run_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_model: str
 ) -> None:
     trained_from = note_received(monkeypatch)
-    recorded: list[bytes] = []
-    receive = Exchange.receive
-
-    def note_record(self: Exchange, number: int, client: int, reply: Any) -> Any:
-        received = receive(self, number, client, reply)
-        assert isinstance(self.downlink, Merged)
-        recorded.append(held_by(self.downlink, client).tobytes())
-        return received
-
-    monkeypatch.setattr(Exchange, "receive", note_record)
+    recorded = note_recorded(monkeypatch)
     monkeypatch.setattr(run, "backend_of", LocalBackend(5))
     record = run.execute(
         run_config(
