@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -184,13 +185,17 @@ def test_the_slurm_example_with_submitits_local_executor(
     assert f"goes on after round {reached}" in logs or f"after round {reached + 1}" in logs
 
 
-def kill_workers(process: subprocess.Popen[str], most: int) -> int:
-    """Kill workers in the middle of their work; return how many, fewer if the command ends."""
+def kill_workers(process: subprocess.Popen[str], most: int, seen: Counter[str]) -> int:
+    """Kill workers in the middle of their work; return how many, fewer if the command ends.
+
+    The names of all processes that were looked at are counted in `seen`.
+    """
     killed = 0
     while killed < most and process.poll() is None:
         for worker in workers_of(process.pid):
             with suppress(psutil.NoSuchProcess):  # it may have ended by itself
-                if killed < most and worker.name() == "ray::_answer":
+                seen[name := worker.name()] += 1
+                if killed < most and name == "ray::_answer":
                     worker.kill()
                     killed += 1
                     time.sleep(0.5)
@@ -201,14 +206,15 @@ def kill_workers(process: subprocess.Popen[str], most: int) -> int:
 def test_two_commands_share_one_sweep(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     """Each run is done once; nor do more workers, other runs or killed ones change a byte."""
     disturbed = start(tmp_path, *HALF, "backend.workers=2", "backend.runs=1")
-    killed = kill_workers(disturbed, 1)
+    seen = Counter[str]()
+    killed = kill_workers(disturbed, 1, seen)
     several = start(tmp_path, *HALF, "backend.workers=4", "backend.runs=2")
-    killed += kill_workers(disturbed, 1)
+    killed += kill_workers(disturbed, 1, seen)
     printed = [process.communicate()[0] for process in (disturbed, several)]
     assert [disturbed.returncode, several.returncode] == [0, 0], printed
     assert_same_runs(tmp_path / "outputs" / "main", undisturbed[0])
     assert "".join(printed).count(" -> ") == 3, printed  # a line for each run that was done
-    assert killed
+    assert killed, (seen, printed)
 
 
 @pytest.mark.parametrize(
