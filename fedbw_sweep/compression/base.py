@@ -323,7 +323,12 @@ class ScaledCompressor(Protocol):
     """
 
     def encode_in_units(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator, unit: float
+        self,
+        update: FloatVector,
+        layout: Layout,
+        rng: np.random.Generator,
+        unit: float,
+        known: Known = NOTHING_KNOWN,
     ) -> bytes:
         """Compress an update as `Compressor.encode` does, as precisely as one of that rms.
 

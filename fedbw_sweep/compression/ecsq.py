@@ -181,14 +181,19 @@ class ECSQ(Compressor):
         return self._search(attempt, rms, update.size)
 
     def encode_in_units(
-        self, update: FloatVector, layout: Layout, rng: np.random.Generator, unit: float
+        self,
+        update: FloatVector,
+        layout: Layout,
+        rng: np.random.Generator,
+        unit: float,
+        known: Known = NOTHING_KNOWN,
     ) -> bytes:
         """See `ScaledCompressor`. A target of bits is not changed by the unit."""
         share = unit / (sqrt(_energy(update) / max(1, update.size)) or unit)  # of the update's rms
         nmse = self.target_nmse and min(1.0, max(1e-8, self.target_nmse * share**2))
         own = replace(self, step=min(1e4, max(1e-4, self.step * share)), target_nmse=nmse)
-        payload = own.encode(update, layout, rng)
-        return self._frame(layout, NOTHING_KNOWN) + payload[self.FRAME_BYTES :]
+        payload = own.encode(update, layout, rng, known)
+        return self._frame(layout, self._used(known, layout)) + payload[self.FRAME_BYTES :]
 
     def _search(self, attempt: Attempt, rms: float, size: int) -> bytes:
         """Return the payload that meets the target most closely, by safeguarded secant steps."""

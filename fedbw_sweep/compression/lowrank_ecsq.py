@@ -107,8 +107,9 @@ class LowRankECSQ(ECSQ):
         Most components that a matrix is given; more take longer to find.
     context : {"none", "received"}
         Whether an update is coded in the directions in which the received model has moved from the
-        initial one (see `compression.rotation`); as without where nothing has moved. It takes 0.3
-        us a coordinate, at both ends.
+        initial one (see `compression.rotation`); as without where nothing has moved. On the way
+        down, it is the model that the update is added to. It takes 0.3 us a coordinate, at both
+        ends.
     """
 
     step: float = 2.0

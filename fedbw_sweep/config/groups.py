@@ -104,12 +104,7 @@ class DownlinkConfig(CompressionConfig):
                 "needs downlink.error_feedback=true: a merged update is the whole difference to "
                 "what a client holds, so that what one leaves unsent is in the next",
             )
-        built = super().build(group)
-        if built.uses:
-            raise ConfigError(
-                f"{group}.context", "received", "none on the way down: it is for updates of clients"
-            )
-        return built
+        return super().build(group)
 
 
 def compressor(method: str) -> Compressor:

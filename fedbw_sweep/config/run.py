@@ -100,16 +100,13 @@ class RunConfig(Section):
         default. Error feedback that a method has by default is off where weights are uploaded.
         """
         config = super().from_dict(_with_classes(with_defaults(rename_settings(values))))
-        if config.compression.build().uses:
-            for key, value, needed in (
-                ("initial_model", config.initial_model, "known"),
-                ("upload", config.upload, "update"),
-            ):
-                if value != needed:
-                    raise ConfigError(
-                        key, value, f"must be {needed} with compression.context=received"
-                    )
-        config.downlink.build("downlink")
+        ways = {"compression": config.compression, "downlink": config.downlink}
+        for way in (way for way, method in ways.items() if method.build(way).uses):
+            because = f"with {way}.context=received"
+            if config.initial_model != "known":
+                raise ConfigError("initial_model", config.initial_model, f"must be known {because}")
+            if way == "compression" and config.upload != "update":
+                raise ConfigError("upload", config.upload, f"must be update {because}")
         config.sampler()
         if config.upload != "weights" or not config.compression.error_feedback:
             return config

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fedbw_sweep.compression.base import Known
 from fedbw_sweep.compression.feedback import State, encode_with_state
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.cost.downlink import HEADER, LENGTH
-from fedbw_sweep.federation.rebuild import WHOLE, add_update, split_updates
+from fedbw_sweep.federation.rebuild import WHOLE, split_updates, updated
 from fedbw_sweep.seeding import rng_for
 
 
@@ -46,7 +47,7 @@ class Chain:
         self.compressor, self.layout = config.downlink.build("downlink"), layout
         self.error_feedback, self.seed = config.downlink.error_feedback, config.seed
         self.initial_is_known = config.initial_model == "known"
-        self.held = self.latest = np.empty(0, np.float32)
+        self.held = self.latest = self.initial = np.empty(0, np.float32)
         self.version, self.version_of = 0, dict[int, int]()
         self.updates: deque[bytes] = deque()  # the last ones, with their lengths
         self.made = b""
@@ -61,7 +62,7 @@ class Chain:
             If the model that clients would hold is not finite.
         """
         if server_round == 1:
-            self.held = self.latest = vector
+            self.held = self.latest = self.initial = vector
         else:
             self._update(server_round, vector)
         self.checksum, self.exact = zlib.crc32(self.held.data), exact
@@ -74,13 +75,17 @@ class Chain:
         self.latest = vector
         rng = rng_for(self.seed, "encode model", server_round)
         payload, self.compressor_state = encode_with_state(
-            self.compressor, difference, self.layout, rng, self.compressor_state
+            *(self.compressor, difference, self.layout, rng, self.compressor_state),
+            known=Known(self.initial, self.held),
         )
-        decoded = self.compressor.decode(payload, self.layout)
-        self.held = add_update(self.held, decoded, out=decoded)
+        self._add(payload)
         self.version += 1
         self.made = LENGTH.pack(len(payload)) + payload
         self._keep(self.made)
+
+    def _add(self, update: bytes | memoryview) -> None:
+        """Bring `held` up to date with an update."""
+        self.held = updated(self.held, update, self.compressor, self.layout, self.initial)
 
     def _keep(self, update: bytes) -> None:
         self.updates.append(update)
@@ -126,13 +131,12 @@ class Chain:
         holders = defaultdict(list)
         for client, version in self.version_of.items():
             holders[version].append(client)
-        self.held = initial
+        self.held = self.initial = initial
         for version in range(self.version + 1):
             if version:
                 update = updates[version - 1]
                 self._keep(LENGTH.pack(len(update)) + bytes(update))
-                decoded = self.compressor.decode(update, self.layout)
-                self.held = add_update(self.held, decoded, out=decoded)
+                self._add(update)
             if version in holders:
                 yield self.held, holders[version]
         self.latest = self.held if self.error_feedback else state["latest"]

@@ -116,13 +116,12 @@ def _receive(
     if config.downlink.codes_weights:
         return unpack(arrays, compressor, layout)
     payload, exact = split(arrays, layout.exact_bytes)
-    model = None
+    initial = initial_vector(config) if config.initial_model == "known" else None
+    model = initial
     if (held := context.state.array_records.get(MODEL)) is not None:
         model = np.asarray(unpack_state(held)[MODEL], np.float32)
-    elif config.initial_model == "known":
-        model = initial_vector(config)
     rounds = min(server_round, config.rounds) - 1
-    received = rebuild(payload, model, compressor, layout, rounds)
+    received = rebuild(payload, model, initial, compressor, layout, rounds)
     context.state[MODEL] = pack_state({MODEL: received})
     return received, bytes(exact)
 

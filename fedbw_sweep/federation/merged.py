@@ -13,13 +13,13 @@ from weakref import finalize
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, ScaledCompressor
+from fedbw_sweep.compression.base import Compressor, Known, ScaledCompressor
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.errors import PayloadError
-from fedbw_sweep.federation.rebuild import WHOLE, add_update
+from fedbw_sweep.federation.rebuild import WHOLE, updated
 from fedbw_sweep.seeding import rng_for
 
 INITIAL, NONE = 0, -1
@@ -101,8 +101,7 @@ class Versions:
     def _next(self, version: int, model: FloatVector) -> FloatVector:
         if self.parents[version] == NONE:
             return Dense().decode(self.body(version), self.layout)
-        decoded = self.compressor.decode(self.body(version), self.layout)
-        return add_update(model, decoded, out=decoded)
+        return updated(model, self.body(version), self.compressor, self.layout, self.initial)
 
 
 class Merged:
@@ -178,12 +177,14 @@ class Merged:
 
     def _update_to(self, version: int) -> bytes:
         """Encode what the global model has more than a version."""
+        held = self.versions.model(version)
         with np.errstate(over="ignore"):
-            difference = self.latest - self.versions.model(version)
+            difference = self.latest - held
+        known = Known(self.versions.initial, held)
         rng = rng_for(self.seed, "encode model", self.round, version)
         if isinstance(self.compressor, ScaledCompressor) and self.moved:
-            return self.compressor.encode_in_units(difference, self.layout, rng, self.moved)
-        return self.compressor.encode(difference, self.layout, rng)
+            return self.compressor.encode_in_units(difference, self.layout, rng, self.moved, known)
+        return self.compressor.encode(difference, self.layout, rng, known)
 
     def _add(self, parent: int, body: bytes) -> int:
         self.made += ENTRY.pack(parent, len(body)) + body

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from fedbw_sweep.compression.base import Compressor, all_finite
+from fedbw_sweep.compression.base import Compressor, Known, all_finite
 from fedbw_sweep.compression.cast import Dense
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.cost.downlink import HEADER, LENGTH
@@ -19,6 +19,7 @@ WHOLE = -1
 def rebuild(
     payload: memoryview,
     held: FloatVector | None,
+    initial: FloatVector | None,
     compressor: Compressor,
     layout: Layout,
     rounds: int,
@@ -31,6 +32,8 @@ def rebuild(
         What was received, without the exact arrays; it may be damaged or hostile.
     held : ndarray of float32, shape (layout.size,), or None
         The model that the client holds, if any. It is not modified.
+    initial : ndarray of float32, shape (layout.size,), or None
+        The model before the first round; only a method with a context needs it.
     compressor : Compressor
         The server's.
     layout : Layout
@@ -60,7 +63,7 @@ def rebuild(
     else:
         model = held.copy()
         for update in split_updates(rest, count, rounds):
-            add_update(model, compressor.decode(update, layout), out=model)
+            model = updated(model, update, compressor, layout, initial)
     if zlib.crc32(model.data) != checksum:
         raise PayloadError("the model rebuilt from the server's updates is not the server's")
     return model
@@ -82,10 +85,38 @@ def split_updates(body: memoryview, count: int, rounds: int) -> list[memoryview]
     return updates
 
 
-def add_update(model: FloatVector, update: FloatVector, out: FloatVector) -> FloatVector:
-    """Add one update; both ends do it here, so that they round alike."""
+def updated(
+    model: FloatVector,
+    update: bytes | memoryview,
+    compressor: Compressor,
+    layout: Layout,
+    initial: FloatVector | None,
+) -> FloatVector:
+    """Return a model with an encoded update added; both ends do it here, so that they round alike.
+
+    Parameters
+    ----------
+    model : ndarray of float32, shape (layout.size,)
+        The model that the update starts from. It is not modified.
+    update : bytes or memoryview
+        What the compressor encoded.
+    compressor : Compressor
+        The server's.
+    layout : Layout
+        The arrays that travel.
+    initial : ndarray of float32, shape (layout.size,), or None
+        The model before the first round; only a method with a context needs it.
+
+    Raises
+    ------
+    DivergenceError
+        If the outcome is not finite.
+    PayloadError
+        If the update is damaged.
+    """
+    added = compressor.decode(update, layout, Known(initial, model))
     with np.errstate(over="ignore"):
-        np.add(model, update, out=out)
-    if not all_finite(out):
+        np.add(model, added, out=added)
+    if not all_finite(added):
         raise DivergenceError("the model that clients hold is not finite; lower lr")
-    return out
+    return added

@@ -20,7 +20,12 @@ WAYS_DOWN = {
     "cast": ("compression@downlink=int8",),
     "chain": ("compression@downlink=lowrank_ecsq",),
     "merged": ("compression@downlink=lowrank_ecsq", "downlink.catch_up=merged"),
-}
+    "chain in its context": ("compression@downlink=lowrank_ecsq", "downlink.context=received"),
+    "merged in its context": (
+        "compression@downlink=lowrank_ecsq", "downlink.catch_up=merged",
+        "downlink.context=received",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -57,6 +62,10 @@ def test_what_gives_both_ends_no_context_is_refused(
         run_config(*SMALL, *CONTEXT, override)
 
 
-def test_the_way_down_has_no_context(run_config: Build) -> None:
-    with pytest.raises(ConfigError, match=r"downlink\.context=received: none on the way down"):
-        run_config(*SMALL, "compression@downlink=lowrank_ecsq", "downlink.context=received")
+def test_both_ends_need_the_initial_model_on_the_way_down(run_config: Build) -> None:
+    down = "compression@downlink=lowrank_ecsq", "downlink.context=received"
+    with pytest.raises(
+        ConfigError, match=r"initial_model=sent: .* with downlink\.context=received"
+    ):
+        run_config(*SMALL, *down, "initial_model=sent")
+    assert run_config(*SMALL, *down, "upload=weights", "compression=none").upload == "weights"

@@ -54,6 +54,9 @@ METHODS = [
 ]
 """Every method with both settings of error feedback, where it may have them."""
 
+CONTEXT = "lowrank_ecsq context=received"
+"""The method that uses what both ends hold."""
+
 
 @cache
 def defaults() -> dict[str, Any]:
@@ -62,8 +65,12 @@ def defaults() -> dict[str, Any]:
 
 
 def configure(name: str, error_feedback: bool | None = None, **values: Any) -> RunConfig:
-    """Build a config with a downlink choice, without the time that composing takes."""
-    choice = read_choice(name)
+    """Build a config with a downlink choice, without the time that composing takes.
+
+    It is named with the parameters that differ from its file's: ``"lowrank_ecsq step=4.0"``.
+    """
+    name, *parameters = name.split()
+    choice = read_choice(name) | dict(parameter.split("=") for parameter in parameters)
     if error_feedback is not None:
         choice["error_feedback"] = error_feedback
     return RunConfig.from_dict({**defaults(), "downlink": choice, **values})
@@ -76,8 +83,13 @@ def matrix_layout() -> Layout:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "error_feedback"), METHODS)
-@pytest.mark.parametrize("initial_model", ["known", "sent"])
+@pytest.mark.parametrize(
+    ("name", "error_feedback", "initial_model"),
+    [
+        *((*method, initial) for method in METHODS for initial in ("known", "sent")),
+        *((CONTEXT, error_feedback, "known") for error_feedback in (True, False)),
+    ],
+)
 @settings(max_examples=5)
 @given(data=st.data())
 def test_what_a_client_rebuilds_is_the_exchanges_record(
@@ -92,6 +104,7 @@ def test_what_a_client_rebuilds_is_the_exchanges_record(
     model = rng.standard_normal(layout.size).astype(np.float32)
     start = model if initial_model == "known" else None
     held: dict[int, FloatVector | None] = dict.fromkeys(range(4), start)
+    initial = model
     some = st.sets(st.sampled_from(range(4)))
     for server_round in range(1, 7):
         exact = rng.bytes(layout.exact_bytes)
@@ -101,7 +114,9 @@ def test_what_a_client_rebuilds_is_the_exchanges_record(
             payload = memoryview(end.payload_for(client))
             assert payload[-24:] == exact
             if isinstance(end, Chain):
-                rebuilt = rebuild(payload[:-24], held[client], method, layout, server_round - 1)
+                rebuilt = rebuild(
+                    payload[:-24], held[client], initial, method, layout, server_round - 1
+                )
                 assert rebuilt.tobytes() == end.held.tobytes()
                 if client in replying:
                     held[client] = rebuilt
@@ -217,7 +232,7 @@ def rebuilt_size(end: Chain, client: int, method: Any, layout: Layout) -> bool:
     payload = memoryview(end.payload_for(client))[:-24]
     if HEADER.unpack_from(payload)[1] >= 0:
         return True
-    return rebuild(payload, None, method, layout, 0).tobytes() == end.held.tobytes()
+    return rebuild(payload, None, None, method, layout, 0).tobytes() == end.held.tobytes()
 
 
 def test_only_updates_that_may_be_sent_are_kept() -> None:
@@ -272,13 +287,15 @@ def test_damaged_updates_are_refused(damage: Callable[[bytes], bytes], words: st
     for server_round, model in enumerate((start, start + 1, start + 2), 1):
         end.prepare(server_round, model, b"")
     sent = end.payload_for(0)
-    assert rebuild(memoryview(sent), start, method, layout, 2).tobytes() == end.held.tobytes()
+    assert (
+        rebuild(memoryview(sent), start, start, method, layout, 2).tobytes() == end.held.tobytes()
+    )
     with pytest.raises(PayloadError, match=words):
-        rebuild(memoryview(damage(sent)), start, method, layout, 7)
+        rebuild(memoryview(damage(sent)), start, start, method, layout, 7)
     with pytest.raises(PayloadError, match="2 updates to a model that this client does not hold"):
-        rebuild(memoryview(sent), None, method, layout, 2)
+        rebuild(memoryview(sent), None, start, method, layout, 2)
     with pytest.raises(PayloadError, match="is not the server's"):
-        rebuild(memoryview(sent), start + 1, method, layout, 2)
+        rebuild(memoryview(sent), start + 1, start, method, layout, 2)
 
 
 FIXED = sorted(

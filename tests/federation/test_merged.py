@@ -24,7 +24,15 @@ from tests.compression.test_contract import NAMES, read_choice
 from tests.conftest import SMALL
 from tests.local import LocalBackend
 
-from .test_downlink import LITTLE, Build, configure, matrix_layout, note_received, note_recorded
+from .test_downlink import (
+    CONTEXT,
+    LITTLE,
+    Build,
+    configure,
+    matrix_layout,
+    note_received,
+    note_recorded,
+)
 
 METHODS = [name for name in NAMES if not read_choice(name).get("unbiased")]
 """Those that may have error feedback; what expands is refused as everywhere."""
@@ -45,12 +53,13 @@ def fits(name: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if fits(name)])
+@pytest.mark.parametrize("name", [*filter(fits, METHODS), CONTEXT])
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_what_a_client_rebuilds_is_the_servers_record(name: str, data: st.DataObject) -> None:
     """Whoever takes part and replies; also of a server that goes on after any round."""
-    config = of(name, initial_model=data.draw(st.sampled_from(["known", "sent"])))
+    starts = ["known"] if name == CONTEXT else ["known", "sent"]
+    config = of(name, initial_model=data.draw(st.sampled_from(starts)))
     layout, method = matrix_layout(), config.downlink.build()
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     initial = model = rng.standard_normal(layout.size).astype(np.float32)
@@ -64,7 +73,7 @@ def test_what_a_client_rebuilds_is_the_servers_record(name: str, data: st.DataOb
         replying = data.draw(some)
         for client in sorted(data.draw(some)):
             payload = memoryview(end.payload_for(client))
-            rebuilt = rebuild(payload, held[client], method, layout, number - 1)
+            rebuilt = rebuild(payload, held[client], initial, method, layout, number - 1)
             if client in replying:
                 held[client] = rebuilt
                 end.replied(client)
