@@ -1,12 +1,13 @@
 """Bits of updates with what both ends know over those without, at equal errors.
 
-python benchmarks/context.py
+python benchmarks/context.py [KEY=VALUE ...]      # of a run of experiment=few_bytes, seed 1
 python benchmarks/context.py --save update.npz   # the last round's first, for fedbw_sweep.codecs
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 from dense_run import DenseRun, config_of
@@ -34,9 +35,9 @@ def bits_at(context: str, update: FloatVector, layout: Layout, known: Known) -> 
     return [float(2 ** np.interp(np.log2(nmse), errors, bits)) for nmse in NMSES]
 
 
-def main(save: str | None) -> None:
+def main(overrides: Sequence[str], save: str | None) -> None:
     """Train, encode and print, or save an update and print nothing."""
-    run = DenseRun(config_of())
+    run = DenseRun(config_of(*overrides))
     cohorts, initial = run.config.sampler(), run.vector
     for number, received in enumerate(run.rounds(max(ROUNDS) - 1), 1):
         if number not in ROUNDS:
@@ -61,5 +62,7 @@ def main(save: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--save")
-    main(parser.parse_args().save)
+    given = parser.parse_intermixed_args()
+    main(given.overrides, given.save)

@@ -197,6 +197,7 @@ def _show(runs: list[PlannedRun]) -> None:
         )
     output.print(Fitted(table))
     output.print("bandwidth = (model sent + update received) x clients x fraction x rounds")
+    output.print("the clients' training text itself: - (it is not loaded here; results.csv has it)")
     if any(run.config.may_stop for run in runs):
         output.print("at most: stop_at_loss and stop_at_mb may end a run before its last round")
     for run in runs[:FORMULAS_SHOWN]:

@@ -114,6 +114,7 @@ def test_the_formula_is_filled_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-m", "compression=none,int8"]) == 0
     text = capsys.readouterr().out
     assert "bandwidth = (model sent + update received) x clients x fraction x rounds" in text
+    assert "the clients' training text itself: - (it is not loaded here" in text
     # int8: a byte each, two for each of 109,904 blocks of 128, four of frame
     for line in (
         "compression=none: (56,270,848 B + 56,270,848 B) x 32 x 0.125 x 5 = 2,250,833,920 B",

@@ -205,6 +205,7 @@ class DataConfig(Section):
     partition: Literal["natural", "iid", "dirichlet"]
     alpha: float = Field(gt=0, allow_inf_nan=False, description="Dirichlet concentration, above 0")
     min_characters: int = Field(ge=0, description="characters a natural client must have")
+    pooled: int = Field(default=1, ge=1, description="natural clients, at least 1")
     heldout_fraction: float = Field(gt=0, lt=1, description="part of the text never trained on")
     heldout_tokens: int = Field(ge=1, description="tokens of the fixed held-out set")
     path: str | None = None
@@ -214,6 +215,12 @@ class DataConfig(Section):
     subset: str | None = None
     split: str = "train"
     content: str | None = None
+
+    @model_validator(mode="after")
+    def _pools_natural_clients(self) -> Self:
+        if self.pooled > 1 and self.partition != "natural":
+            raise ConfigError("data.pooled", self.pooled, "must be 1 but with partition=natural")
+        return self
 
 
 class ClientsConfig(Section):

@@ -35,7 +35,13 @@ def load_corpus(cfg: DataConfig) -> pd.DataFrame:
         If there is no such corpus, it cannot be read, or it has no text.
     """
     # The same corpus for every partition of it.
-    partition = {"partition": "iid", "alpha": 1.0, "min_characters": 0, "heldout_tokens": 1}
+    partition = {
+        "partition": "iid",
+        "alpha": 1.0,
+        "min_characters": 0,
+        "pooled": 1,
+        "heldout_tokens": 1,
+    }
     return _load_corpus(cfg.model_copy(update=partition))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fedbw_sweep.config.groups import DataConfig
-from fedbw_sweep.data.partition import TooManyError, iid_order, natural_clients
+from fedbw_sweep.data.partition import TooManyError, iid_order, natural_clients, pools
 from fedbw_sweep.data.tokens import Rows, Tokenize
 
 Share = Callable[[int], object]
@@ -50,14 +50,12 @@ def largest_number(
     """
     if cfg.partition == "natural":
         texts = train["text"].groupby(train["client"])
-        return next(
-            (
-                count
-                for count, name in enumerate(natural_clients(cfg, corpus))
-                if len(np.asarray(tokenize("\n".join(texts.get_group(name))))) < window
-            ),
-            len(natural_clients(cfg, corpus)),
-        )
+        groups = pools(natural_clients(cfg, corpus), cfg.pooled)
+        for count, group in enumerate(groups):
+            text = "\n".join(line for name in group for line in texts.get_group(name))
+            if len(np.asarray(tokenize(text))) < window:
+                return count
+        return len(groups)
     if cfg.partition == "iid":
         return _largest_iid(train["text"], tokenize, window, iid_order(len(train), seed))
     works, fails = 0, min(asked, len(train) + 1)

@@ -45,13 +45,19 @@ def divide(
     names = tuple(map(str, range(num_clients)))
     if cfg.partition == "natural":
         eligible = natural_clients(cfg, corpus)
-        if num_clients > len(eligible):
+        groups = pools(eligible, cfg.pooled)
+        if num_clients > len(groups):
+            pooled = "" if cfg.pooled == 1 else f", data.pooled={cfg.pooled} of them to a client"
             raise TooManyError(
-                f"{len(eligible)} are the natural clients with at least data.min_characters="
-                f"{cfg.min_characters} characters, of {corpus['client'].nunique()}; lower either"
+                f"{len(eligible)} are the natural clients with at least "
+                f"data.min_characters={cfg.min_characters} characters, of "
+                f"{corpus['client'].nunique()}{pooled}; lower either"
             )
-        names = eligible[:num_clients]
-        number = train["client"].map({name: i for i, name in enumerate(names)}).fillna(-1)
+        groups = groups[:num_clients]
+        more = f" and {cfg.pooled - 1} more" if cfg.pooled > 1 else ""
+        names = tuple(f"{group[0]}{more}" for group in groups)
+        numbers = {name: i for i, group in enumerate(groups) for name in group}
+        number = train["client"].map(numbers).fillna(-1)
         owner = number.to_numpy(np.int64)
         by_owner = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[by_owner], np.arange(num_clients + 1))
@@ -116,6 +122,11 @@ def natural_clients(cfg: DataConfig, corpus: pd.DataFrame) -> tuple[str, ...]:
     order = rng_for(0, "natural clients").permutation(len(characters))
     in_order = characters.iloc[order]
     return tuple(in_order.index[in_order >= cfg.min_characters])
+
+
+def pools(names: tuple[str, ...], size: int) -> list[tuple[str, ...]]:
+    """Group so many natural clients to a client, in order; leave out what fills none."""
+    return [names[start : start + size] for start in range(0, len(names) - size + 1, size)]
 
 
 def check_sizes(

@@ -71,6 +71,7 @@ def loss_against_bytes(curves: pd.DataFrame, *paths: Path) -> None:
             for axes, sent, label in zip(row, ("sent_up", "sent"), (UPLINK, BOTH), strict=True):
                 draw_lines(axes, own[own[sent] > 0], sent, "loss", named)
                 axes.set(xscale="log", xlabel=f"cumulative {label}")
+                _mark_text(axes, own)
 
 
 def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
@@ -78,7 +79,9 @@ def pareto_front(curves: pd.DataFrame, *paths: Path) -> None:
 
     Rows are those of `loss_against_bytes`. Bars are one standard deviation over seeds. The axis
     ends above the front, or its shape could not be seen beside what failed to learn; what lies
-    beyond is counted. Nothing is dominated among configurations without a common seed.
+    beyond is counted. A dotted line is what the training text itself weighs, where all
+    configurations of a task train on one. Nothing is dominated among configurations without a
+    common seed.
 
     Parameters
     ----------
@@ -125,6 +128,7 @@ def _front(
                 markersize=6, linewidth=0.8, label=str(name) if str(name) in styles else "_",
             )  # fmt: skip
         axes.set(xscale="log", xlabel=f"total {label}")
+        _mark_text(axes, final)
     said = []
     if not ranked:
         said.append("no seed in common: nothing is dominated")
@@ -134,6 +138,15 @@ def _front(
         panels[0].set_ylim(low - 0.1 * room, top)
         said.append(f"{beyond:,} dominated beyond the axis")
     panels[-1].set_title("; ".join(said), fontsize=7, loc="right")
+
+
+def _mark_text(axes: Axes, of_task: pd.DataFrame) -> None:
+    """Mark the bytes of the training text, if it is one."""
+    weights = of_task["text"].dropna().unique()
+    if len(weights) == 1:
+        axes.axvline(
+            weights[0], color="0.3", linestyle=":", linewidth=1, label="the training text under xz"
+        )
 
 
 def bytes_by_round(curves: pd.DataFrame, *paths: Path) -> None:

@@ -205,8 +205,9 @@ def mean_curves(
     pandas.DataFrame
         ``configuration`` (its label), ``task`` (the label of what makes losses comparable),
         ``round``, ``loss``, ``sd`` (ddof 1, 0 for one seed), and means over seeds, in MB: ``up``
-        and ``down`` of the round, ``sent_up`` and ``sent`` up to it. The order is that of
-        `results`, then that of rounds. With `common_seeds` also ``seeds``: of the task, 0 where its
+        and ``down`` of the round, ``sent_up`` and ``sent`` up to it, ``text`` of the clients'
+        training text under xz (missing where it was not weighed). The order is that of `results`,
+        then that of rounds. With `common_seeds` also ``seeds``: of the task, 0 where its
         configurations have none in common, and missing where all have the same.
     """
     done = results[results["status"] == "done"]
@@ -223,6 +224,10 @@ def mean_curves(
         done, labels, tasks = done[kept], labels[kept], tasks[kept]
     tasks = tasks[~labels.duplicated()]
     each = list(dict.fromkeys(labels))
+    if "text_bytes_xz" in done:
+        text = done["text_bytes_xz"].astype(float).groupby(labels).mean() / MB
+    else:
+        text = pd.Series(dtype=float)
     code = pd.Series(pd.Index(each).get_indexer(pd.Index(labels)), index=done["run_id"])
     codes = rounds["run_id"].map(code)
     own = rounds[codes.notna()]
@@ -247,6 +252,7 @@ def mean_curves(
     if common_seeds:
         curves["seeds"] = of_task.map(seeds).astype("Int64")
     return curves.assign(
+        text=curves["configuration"].map(pd.Series(each).map(text)),
         configuration=pd.Categorical.from_codes(curves["configuration"], pd.Index(each)),
         task=pd.Categorical(of_task),
     )

@@ -172,3 +172,28 @@ def test_windows_longer_than_the_text(tmp_path: Path) -> None:
     # Of b's five records the last is held out: 4 x 3 - 1 tokens are left.
     with pytest.raises(ConfigError, match=r"^num_clients=3: at most [012]: client b gets 11 train"):
         federate(cfg, 3, LENGTH, 1, to_bytes)
+
+
+def test_pooled_clients_hold_what_each_holds_alone() -> None:
+    """Of seven speakers pooled by threes, six are in two clients; one client may hold them all."""
+    alone = federate(config(), 7, LENGTH, 1, to_bytes)
+    pooled = federate(config(pooled=3), 2, LENGTH, 1, to_bytes)
+    for at, tokens in enumerate(pooled.clients):
+        each = alone.clients[3 * at : 3 * at + 3]
+        assert Counter(lines_of(tokens)) == sum((Counter(lines_of(t)) for t in each), Counter())
+    assert pooled.client_names == tuple(f"{alone.client_names[at]} and 2 more" for at in (0, 3))
+    whole = federate(config(pooled=7), 1, LENGTH, 1, to_bytes)
+    each = [Counter(lines_of(tokens)) for tokens in alone.clients]
+    assert Counter(lines_of(whole.clients[0])) == sum(each, Counter())
+    assert np.array_equal(whole.heldout, alone.heldout)
+
+
+def test_more_pools_than_there_are_name_the_largest_number() -> None:
+    message = r"^num_clients=152: at most 151: 455 are .*=2000 char.*, data\.pooled=3 of them"
+    with pytest.raises(ConfigError, match=message):
+        federate(config(pooled=3), 152, LENGTH, 1, to_bytes)
+
+
+def test_only_natural_clients_are_pooled() -> None:
+    with pytest.raises(ConfigError, match=r"data\.pooled=2: must be 1 but with partition=natural"):
+        config(partition="iid", pooled=2)

@@ -31,7 +31,7 @@ def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None
     rows[2] = ("near", 1, 2.62, 0.0, 50.0, 50.0)
     rows[3] = ("lost", 1, 5.0, 0.0, 60.0, 60.0)
     columns = ["configuration", "round", "loss", "sd", "sent_up", "sent"]
-    curves = pd.DataFrame(rows, columns=columns).assign(task="")
+    curves = pd.DataFrame(rows, columns=columns).assign(task="", text=float("nan"))
     figure.pareto_front(curves, tmp_path / "front.svg")
     drawn = (tmp_path / "front.svg").read_text()
     assert ">1 dominated beyond the axis</text>" in drawn
@@ -43,6 +43,18 @@ def test_what_failed_to_learn_does_not_flatten_the_front(tmp_path: Path) -> None
     assert all(f">{words}</text>" in drawn for words in ("a, lr=1", "b, lr=2", "x=2"))
     figure.pareto_front(curves[:3], tmp_path / "all.svg")
     assert ">1 dominated" not in (tmp_path / "all.svg").read_text()
+
+
+@pytest.mark.parametrize("draw", [figure.pareto_front, figure.loss_against_bytes])
+def test_the_texts_own_weight_is_marked_where_it_is_one(tmp_path: Path, draw: Any) -> None:
+    rows = [("all", 1, 2.0, 0.0, 9.0, 18.0), ("few", 1, 3.0, 0.0, 1.0, 2.0)]
+    columns = ["configuration", "round", "loss", "sd", "sent_up", "sent"]
+    curves = pd.DataFrame(rows, columns=columns).assign(task="")
+    words = ">the training text under xz</text>"
+    for number, (text, marked) in enumerate([(0.5, True), ([0.5, 0.7], False), (None, False)]):
+        path = tmp_path / f"{number}.svg"
+        draw(curves.assign(text=text), path)
+        assert (words in path.read_text()) == marked
 
 
 def test_a_front_for_each_model_and_text(

@@ -63,3 +63,8 @@ def test_curves_are_means_over_seeds(tmp_path: Path, run_config: Callable[..., R
     assert curves["sent"].tolist() == pytest.approx([0, 2e-4, 4e-4, 0, 1.1e-4, 2.2e-4])
     assert curves["up"].tolist() == pytest.approx([0, 1e-4, 1e-4, 0, 1e-5, 1e-5])
     assert curves["down"].tolist() == pytest.approx([0, 1e-4, 1e-4] * 2)
+    assert curves["text"].isna().all()
+    weighed = records.results.assign(text_bytes_xz=[5_000_000] * 2 + [7_000_000] * 2)
+    weighed = weighed.sort_values("compression", kind="stable")
+    curves = mean_curves(weighed, records.rounds)
+    assert curves["text"].tolist() == [5.0] * 3 + [7.0] * 3
