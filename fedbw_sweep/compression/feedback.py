@@ -83,20 +83,24 @@ def encode_with_feedback(
     rng: np.random.Generator,
     state: State,
     known: Known = NOTHING_KNOWN,
+    *,
+    decay: float = 1.0,
 ) -> tuple[bytes, State]:
     """Compress an update plus what earlier rounds left unsent, and keep what is unsent now.
 
     ``update + old residual == decoded + new residual`` to float rounding, so nothing is lost, only
     delayed (Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847). Sums beyond the float32
-    range saturate. Arguments, returns and errors are those of `encode_with_state`; the residual is
-    kept under ``"residual"``.
+    range saturate. With a `decay` below 1 the old residual counts for that much (SparseLoCo: Sarfi
+    et al. 2025, arXiv 2508.15706). The other arguments, returns and errors are those of
+    `encode_with_state`; the residual is kept under ``"residual"``.
     """
     corrected = update
     residual = state.get(RESIDUAL)
     if residual is not None:
         if residual.shape != update.shape:
             raise ValueError(f"residual of shape {residual.shape}, update of {update.shape}")
-        corrected = _saturating(np.add, update, residual)
+        counted = residual if decay == 1 else np.multiply(residual, decay, dtype=np.float32)
+        corrected = _saturating(np.add, update, counted)
     payload, kept = encode_with_state(compressor, corrected, layout, rng, state, known)
     decoded = compressor.decode(payload, layout, known)
     return payload, {**kept, RESIDUAL: _saturating(np.subtract, corrected, decoded, out=decoded)}

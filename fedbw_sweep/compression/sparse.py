@@ -6,10 +6,10 @@ A payload is the positions (see `coding.positions`) and the values, entropy code
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import isfinite, lgamma, log
+from math import lgamma, log
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,11 @@ from fedbw_sweep.compression.layout import FloatVector, Ints, Layout
 from fedbw_sweep.compression.tiles import TILE, tiles
 from fedbw_sweep.errors import ConfigError, PayloadError
 
-VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "sign": 1}
+VALUE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "2bit": 2, "sign": 1}
 """How kept values may travel, and the bits that one takes at most."""
+
+_SPLITS = 4
+"""Steps of Lloyd's algorithm: more move the two levels by less than a hundredth."""
 
 
 def _check_density(density: object) -> None:
@@ -33,9 +36,9 @@ def _check_density(density: object) -> None:
         raise ConfigError("density", density, "a number in (0, 1]: the fraction that is kept")
 
 
-def _check_values(values: object) -> None:
-    if values not in VALUE_BITS:
-        raise ConfigError("values", values, f"one of {', '.join(VALUE_BITS)}")
+def _check_values(values: object, allowed: Collection[str] = VALUE_BITS) -> None:
+    if values not in allowed:
+        raise ConfigError("values", values, f"one of {', '.join(allowed)}")
 
 
 def kept_count(density: float, size: int) -> int:
@@ -67,6 +70,18 @@ def largest(magnitudes: FloatVector, count: int) -> Ints:
     return indices
 
 
+def two_magnitudes(magnitudes: FloatVector) -> FloatVector:
+    """Return two levels for magnitudes, ascending, by Lloyd's algorithm from their mean."""
+    split = magnitudes.mean(dtype=np.float64)
+    for _ in range(_SPLITS):
+        above = magnitudes > split
+        if not above.any():  # they are all equal
+            return np.full(2, split, np.float32)
+        low, high = (magnitudes[part].mean(dtype=np.float64) for part in (~above, above))
+        split = (low + high) / 2
+    return np.array([low, high], np.float32)
+
+
 def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
     """Add kept values; all but fp32 are relative to the largest (the mean, for signs)."""
     if kind == "fp32":
@@ -74,6 +89,12 @@ def _encode_values(encoder: Encoder, values: FloatVector, kind: str) -> None:
     if kind == "fp32" or not values.size:
         return
     magnitudes = np.abs(values)
+    if kind == "2bit":
+        levels = two_magnitudes(magnitudes)
+        encoder.floats(levels)
+        encoder.bits(np.signbit(values).astype(np.int64), 1)
+        encoder.integers((magnitudes > levels.mean(dtype=np.float64)).astype(np.int64))
+        return
     scale = magnitudes.mean(dtype=np.float64) if kind == "sign" else magnitudes.max()
     encoder.floats(np.array([scale], np.float32))
     unit = np.float64(scale) or np.float64(1)  # values that are all zero have no scale
@@ -94,15 +115,19 @@ def _decode_values(
         return decoder.floats(count, counts=counts).__getitem__
     if not count:
         return np.zeros(0, np.float32).__getitem__
-    scale = float(decoder.floats(1, part="tables", counts=counts)[0])
-    if not (isfinite(scale) and scale >= 0):
-        raise PayloadError(f"{scale} is not a scale")
+    scales = decoder.floats(2 if kind == "2bit" else 1, part="tables", counts=counts)
+    if not (np.isfinite(scales).all() and (scales >= 0).all()):
+        raise PayloadError(f"{scales} are not scales")
+    scale = float(scales[0])
     if kind == "fp16":
         relative = decoder.floats(count, "float16", counts=counts)
         if not np.all(np.abs(relative) <= 1):
             raise PayloadError("a value exceeds the largest value")
         return lambda part: relative[part] * np.float64(scale)
     negative = decoder.bits(count, 1, counts=counts).view(np.int8)
+    if kind == "2bit":
+        larger = decoder.coded(count, 1, counts=counts).values
+        return lambda part: (1 - 2 * negative[part]) * scales[larger[part]]
     if kind == "sign":
         return lambda part: (1 - 2 * negative[part]) * np.float64(scale)
     magnitudes = decoder.coded(count, 127, counts=counts).values
@@ -156,8 +181,9 @@ class TopK(_Sparse):
     ----------
     density : float
         Fraction of all coordinates that is kept, in (0, 1]: ``max(1, floor(density * size))``.
-    values : {"fp32", "fp16", "int8", "sign"}
-        How the kept values travel. ``sign`` sends their signs and their mean magnitude.
+    values : {"fp32", "fp16", "int8", "2bit", "sign"}
+        How the kept values travel. ``sign`` sends their signs and their mean magnitude, ``2bit``
+        their signs and which of two magnitudes is nearer.
     """
 
     density: float = 0.1
@@ -207,8 +233,8 @@ class Threshold(_Sparse):
     ----------
     threshold : float
         Smallest magnitude that is sent, above 0, in the units of the weights.
-    values : {"fp32", "fp16", "int8", "sign"}
-        How the kept values travel. ``sign`` sends their signs and their mean magnitude.
+    values : {"fp32", "fp16", "int8", "2bit", "sign"}
+        As of `TopK`.
     """
 
     threshold: float = 1e-3
@@ -266,7 +292,7 @@ class RandK(Compressor):
 
     def __post_init__(self) -> None:
         _check_density(self.density)
-        _check_values(self.values)
+        _check_values(self.values, [kind for kind in VALUE_BITS if kind != "2bit"])
         if not isinstance(self.unbiased, bool):
             raise ConfigError("unbiased", self.unbiased, "true or false")
 

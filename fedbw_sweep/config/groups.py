@@ -84,6 +84,28 @@ class CompressionConfig(Choice):
         return built
 
 
+class UplinkConfig(CompressionConfig):
+    """How clients' updates are encoded, and how fast what was not sent is forgotten."""
+
+    feedback_decay: float = Field(default=1.0, gt=0, le=1, description="a number in (0, 1]")
+
+    def build(self, group: str = "compression") -> Compressor:
+        """Instantiate the compressor; see `CompressionConfig.build`.
+
+        Raises
+        ------
+        ConfigError
+            As there, or if what is not kept is to decay.
+        """
+        if self.feedback_decay != 1 and not self.error_feedback:
+            raise ConfigError(
+                f"{group}.feedback_decay",
+                self.feedback_decay,
+                "must be 1.0 with compression.error_feedback=false: nothing is kept",
+            )
+        return super().build(group)
+
+
 class DownlinkConfig(CompressionConfig):
     """How the way down is encoded, and what is sent to clients that have missed updates."""
 

@@ -17,7 +17,6 @@ from fedbw_sweep.config.groups import (
     CheckpointConfig,
     ClaimsConfig,
     ClientsConfig,
-    CompressionConfig,
     DataConfig,
     DownlinkConfig,
     ModelConfig,
@@ -25,6 +24,7 @@ from fedbw_sweep.config.groups import (
     RecordsConfig,
     ServerConfig,
     TrainableConfig,
+    UplinkConfig,
 )
 from fedbw_sweep.config.identity import numerics_of, run_id_of, trajectory_of
 from fedbw_sweep.config.renames import rename_settings
@@ -73,7 +73,7 @@ class RunConfig(Section):
     evaluate_every: int = Field(ge=1, description="rounds, at least 1")
     clients: ClientsConfig
     sampling: Choice
-    compression: CompressionConfig
+    compression: UplinkConfig
     downlink: DownlinkConfig
     optimizer: Choice
     server: ServerConfig

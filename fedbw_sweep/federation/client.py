@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedbw_sweep.compression.base import NOTHING_KNOWN, Compressor, Known
-from fedbw_sweep.compression.feedback import encode_with_feedback, encode_with_state
+from fedbw_sweep.compression.feedback import State, encode_with_feedback, encode_with_state
 from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.data.tokens import ClientTokens, windows
@@ -136,7 +137,9 @@ def _encode(
     known: Known,
 ) -> bytes:
     """Encode what goes up; what error feedback or the method keeps stays in this client's state."""
-    encode = encode_with_feedback if config.compression.error_feedback else encode_with_state
+    encode: Callable[..., tuple[bytes, State]] = encode_with_state
+    if config.compression.error_feedback:
+        encode = partial(encode_with_feedback, decay=config.compression.feedback_decay)
     held = context.state.array_records.get(COMPRESSOR, ArrayRecord())
     payload, state = encode(compressor, upload, layout, rng, unpack_state(held), known)
     if state:

@@ -41,6 +41,7 @@ VARIANTS = [
     ),
     *(f"int{bits} rounding=stochastic" for bits in (8, 4, 2)),
     "topk values=int8 density=1",
+    "topk values=2bit",
     "threshold values=sign",
     "sign scale=row",
     "qsgd levels=1",

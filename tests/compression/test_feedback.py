@@ -59,6 +59,18 @@ def test_three_rounds_by_hand() -> None:
         np.testing.assert_array_equal(state[RESIDUAL], residual)
 
 
+def test_three_rounds_that_forget_half_by_hand() -> None:
+    update, state = vector(4, 3, 2, 0), State()
+    for sent, residual in [
+        (vector(4, 0, 0, 0), vector(0, 3, 2, 0)),
+        (vector(0, 4.5, 0, 0), vector(4, 0, 3, 0)),
+        (vector(6, 0, 0, 0), vector(0, 3, 3.5, 0)),
+    ]:
+        payload, state = encode_with_feedback(Largest(), update, LAYOUT, rng(), state, decay=0.5)
+        np.testing.assert_array_equal(Largest().decode(payload, LAYOUT), sent)
+        np.testing.assert_array_equal(state[RESIDUAL], residual)
+
+
 def test_first_round_sends_what_plain_encoding_does() -> None:
     update = vector(1, -2, 3, -4)
     payload, _ = encode_with_feedback(Sign(), update, LAYOUT, rng(), {})

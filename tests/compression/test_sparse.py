@@ -18,6 +18,7 @@ from fedbw_sweep.compression.sparse import (
     kept_count,
     largest,
     random_subset,
+    two_magnitudes,
 )
 from fedbw_sweep.errors import ConfigError, PayloadError
 
@@ -76,6 +77,23 @@ def test_ternary_sends_the_mean_magnitude_of_the_kept() -> None:
     assert roundtrip(Ternary(0.3)) == [0, -mean, 0, mean, 0, 0, mean, 0, 0, 0]
 
 
+def test_two_bits_send_one_of_two_mean_magnitudes() -> None:
+    # The mean parts 8 from 2 and 4, whose mean is 3; and 4 and 8 from 0.5 and 2.
+    assert roundtrip(TopK(0.3, "2bit")) == [0, -8, 0, 3, 0, 0, 3, 0, 0, 0]
+    assert roundtrip(Threshold(0.5, "2bit")) == [0, -6, 0, 1.25, 0, 0, 6, 0, 0, 1.25]
+    equal = two_magnitudes(np.full(5, 0.3, np.float32))
+    assert equal.tolist() == [np.float32(0.3)] * 2
+
+
+@given(st.lists(st.floats(0.0, 2.0**99, width=32), min_size=1, max_size=40))
+def test_two_magnitudes_are_no_worse_than_one(values: list[float]) -> None:
+    magnitudes = np.array(values, np.float32)
+    two = two_magnitudes(magnitudes).astype(np.float64)
+    nearest = np.abs(magnitudes[:, None] - two).min(axis=1)
+    one = magnitudes.mean(dtype=np.float64)
+    assert np.square(nearest).sum() <= np.square(magnitudes - one).sum() * (1 + 1e-6) + 1e-30
+
+
 def test_threshold_keeps_what_reaches_it() -> None:
     assert roundtrip(Threshold(0.5)) == [0, -8, 0, 2, 0, 0, 4, 0, 0, 0.5]
 
@@ -100,18 +118,20 @@ def test_sign_values_cost_one_bit() -> None:
     update = np.random.default_rng(2).normal(size=200_000).astype(np.float32)
     sizes = {
         v: len(TopK(0.1, v).encode(update, layout, np.random.default_rng(0)))
-        for v in ("fp32", "fp16", "sign")
+        for v in ("fp32", "fp16", "2bit", "sign")
     }
     assert sizes["fp32"] - sizes["sign"] == pytest.approx(20_000 * 31 / 8 - 4, abs=5)
     assert sizes["fp32"] - sizes["fp16"] == pytest.approx(20_000 * 2 - 4, abs=5)
+    # The second bit says which magnitude: fewer are large, so that it takes less than one.
+    assert 0.8 * 20_000 / 8 < sizes["2bit"] - sizes["sign"] < 20_000 / 8
 
 
-@pytest.mark.parametrize("values", ["fp32", "fp16", "int8", "sign"])
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8", "2bit", "sign"])
 @pytest.mark.parametrize("scale", [1e-45, 1e-30, 1.0, 1e30, 3e38])
 def test_any_scale_is_kept(values: str, scale: float) -> None:
     update = (np.array([1, -1, 1, 1]) * scale).astype(np.float32)
     layout = Layout((TensorSpec("t", (4,)),))
-    for method in (TopK(1.0, values), RandK(1.0, values)):
+    for method in (TopK(1.0, values), *([] if values == "2bit" else [RandK(1.0, values)])):
         payload = method.encode(update, layout, np.random.default_rng(0))
         assert np.allclose(method.decode(payload, layout), update, rtol=1e-3, atol=0)
 
@@ -173,7 +193,11 @@ def test_bad_thresholds_are_refused(threshold: object) -> None:
 
 def test_bad_values_are_refused() -> None:
     for method in (TopK, RandK, Threshold):
-        with pytest.raises(ConfigError, match="values=int4: one of fp32, fp16, int8, sign"):
+        with pytest.raises(
+            ConfigError, match=r"values=int4: one of fp32, fp16, int8, (2bit, )?sign"
+        ):
             method(values="int4")
+    with pytest.raises(ConfigError, match="values=2bit: one of fp32, fp16, int8, sign"):
+        RandK(values="2bit")
     with pytest.raises(ConfigError, match="unbiased="):
         RandK(unbiased="yes")  # type: ignore[arg-type]
