@@ -23,8 +23,10 @@ STEPS = 6.0, 4.5, 3.2, 2.2, 1.6
 NMSES = 0.45, 0.302, 0.133
 
 
-def bits_at(context: str, update: FloatVector, layout: Layout, known: Known) -> list[float]:
-    """Return bits a coordinate at each of `NMSES`: between two steps, straight in logarithms."""
+def bits_at(
+    context: str, update: FloatVector, layout: Layout, known: Known, nmses: Sequence[float] = NMSES
+) -> list[float]:
+    """Return bits a coordinate at some NMSE: between two steps, straight in logarithms."""
     points = []
     for step in STEPS:
         codec = LowRankECSQ(step, context=context)
@@ -32,7 +34,7 @@ def bits_at(context: str, update: FloatVector, layout: Layout, known: Known) -> 
         decoded = codec.decode(payload, layout, known)
         points.append((error(decoded, update), 8 * len(payload) / layout.size))
     errors, bits = np.log2(sorted(points)).T
-    return [float(2 ** np.interp(np.log2(nmse), errors, bits)) for nmse in NMSES]
+    return [float(2 ** np.interp(np.log2(nmse), errors, bits)) for nmse in nmses]
 
 
 def main(overrides: Sequence[str], save: str | None) -> None:

@@ -13,6 +13,7 @@ from fedbw_sweep.cost.bounds import (
     gaussian_rate,
     log2_choose,
     reverse_water_filling,
+    spectral_rate,
     unbiased_gaussian_rate,
 )
 
@@ -61,3 +62,26 @@ def test_lloyd_max_agrees_with_its_own_iteration() -> None:
 def test_log2_choose_is_the_binomial(size: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, size))
     assert log2_choose(size, count) == pytest.approx(math.log2(math.comb(size, count)), abs=1e-9)
+
+
+def test_the_spectral_rate_by_hand() -> None:
+    # One component of energy 4 in a 2 x 2 matrix: two coordinates of variance 2 on either side. At
+    # level 1/32 each takes log2(64) / 2 = 3 bits, and four coordinates err by 4/32 of 4.
+    assert spectral_rate([((2, 2), [2.0])], 1 / 32) == pytest.approx(4 * 3 / 4)
+    # A second one of energy 1, with one coordinate on either side, takes log2(32) / 2 bits each.
+    two = spectral_rate([((2, 2), [2.0, 1.0])], (4 / 32 + 2 / 32) / 5)
+    assert two == pytest.approx((4 * 3 + 2 * 2.5) / 4)
+    # Far smaller, it is left out.
+    error = (4 / 32 + 1e-4) / (4 + 1e-4)
+    assert spectral_rate([((2, 2), [2.0, 0.01])], error) == pytest.approx(4 * 3 / 4)
+    assert spectral_rate([((2, 2), [0.0])], 0.5) == 0
+    assert spectral_rate([((2, 2), [1.0])], 1) == 0
+    assert spectral_rate([((2, 2), [1.0])], 0) == math.inf
+
+
+def test_a_matrix_of_independent_coordinates_needs_about_the_gaussian_rate() -> None:
+    matrix = np.random.default_rng(0).standard_normal((100, 300))
+    values = np.linalg.svd(matrix, compute_uv=False)
+    assert spectral_rate([(matrix.shape, values)], 0.001) == pytest.approx(
+        gaussian_rate(0.001), rel=0.08
+    )
