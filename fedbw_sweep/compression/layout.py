@@ -18,11 +18,22 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named array of a model: its shape and NumPy dtype name."""
+    """One named array of a model.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    dtype : str
+        NumPy's name.
+    tokens : bool
+        Whether it has a row for each token: an embedding, or the head.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    tokens: bool = False
 
     @property
     def size(self) -> int:

@@ -101,7 +101,7 @@ class LowRankECSQ(ECSQ):
         Choose the coarsest step with ``|x - x'|**2 <= target_nmse * |x|**2``. With either target
         `step` is not used, and the factors descend, entry by entry, to where error and bits cost
         least; encoding takes 20 to 100 times as long.
-    norm_correction, dither : bool
+    norm_correction, embedding_step, dither
         See `ECSQ`.
     max_rank : int
         Most components that a matrix is given; more take longer to find.

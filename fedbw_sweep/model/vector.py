@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
+from fedbw_sweep.model.architecture import token_embedding
 
 
 def _arrays(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -45,16 +47,28 @@ def whole_model_bytes(model: nn.Module) -> int:
 
 def layout_of(model: nn.Module) -> Layout:
     """Derive the layout of the arrays that travel; floating point counts as float32."""
+    tokens = _of_tokens(model)
     return Layout(
         tuple(
             TensorSpec(
                 name,
                 tuple(array.shape),
                 "float32" if array.is_floating_point() else str(array.dtype).removeprefix("torch."),
+                name in tokens,
             )
             for name, array in _arrays(model)
         )
     )
+
+
+def _of_tokens(model: nn.Module) -> set[str]:
+    """Name the weights of the embedding of tokens and of the head."""
+    if not isinstance(model, PreTrainedModel):
+        return set()
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weights = [getattr(part, "weight", None) for part in (token_embedding(model), head)]
+    named = model.named_parameters()
+    return {name for name, own in named if any(own is weight for weight in weights)}
 
 
 def read_arrays(model: nn.Module) -> tuple[FloatVector, bytes]:
