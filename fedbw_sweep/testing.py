@@ -89,8 +89,13 @@ def layout_of(*shapes: tuple[int, ...]) -> Layout:
     return Layout(tuple(TensorSpec(f"t{i}", shape) for i, shape in enumerate(shapes)))
 
 
-MIXED = layout_of((), (0,), (3,), (17, 5), (0, 4), (8, 8, 3), (1, 7), (7, 1), (130,), (48, 40))
-"""A scalar, empty arrays, vectors, matrices narrow and wide, three dimensions."""
+MIXED = Layout(
+    (
+        *layout_of((), (0,), (3,), (17, 5), (0, 4), (8, 8, 3), (1, 7), (7, 1), (130,)).tensors,
+        TensorSpec("t9", (48, 40), tokens=True),
+    )
+)
+"""A scalar, empty arrays, vectors, matrices narrow and wide, three dimensions, an embedding."""
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 

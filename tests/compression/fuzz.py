@@ -46,6 +46,7 @@ GREEDY = (
     "lowrank_ecsq step=0.01",
     "lowrank_ecsq step=0.01 dither=true",
     "lowrank_ecsq step=0.01 context=received",
+    "ecsq step=0.0001 embedding_step=0.01",
     "eden bits=8",
     "sketch counters=1",
     "sign scale=row",

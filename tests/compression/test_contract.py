@@ -51,6 +51,8 @@ VARIANTS = [
     "ecsq step=0.01",
     "ecsq norm_correction=true",
     "ecsq dither=true error_feedback=false",
+    "ecsq embedding_step=0.1",
+    "lowrank_ecsq embedding_step=0.25 norm_correction=true",
     "lowrank_ecsq norm_correction=true target_nmse=0.3",
     "ecsq target_nmse=0.1",
     "lowrank_ecsq step=0.1",

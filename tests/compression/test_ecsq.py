@@ -46,6 +46,43 @@ def test_white_noise_costs_what_theory_says(method: type[ECSQ], step: float) -> 
     assert bits == pytest.approx(log2(2 * pi * e) / 2 - log2(step), rel=0.006)
 
 
+def test_embeddings_have_a_step_of_their_own() -> None:
+    """Every other coordinate is decoded to the same bits; those of tokens err a quarter as much."""
+    rng = np.random.default_rng(5)
+    update = rng.normal(size=40_000).astype(np.float32)
+    layout = Layout((TensorSpec("h", (100, 200)), TensorSpec("wte", (200, 100), tokens=True)))
+    plain, finer = (
+        method.decode(method.encode(update, layout, np.random.default_rng(0)), layout)
+        for method in (ECSQ(0.4), ECSQ(0.4, embedding_step=0.25))
+    )
+    assert finer[:20_000].tobytes() == plain[:20_000].tobytes()
+    for step, decoded in ((0.4, plain), (0.1, finer)):
+        error = float(np.square(update[20_000:] - decoded[20_000:]).mean())
+        assert error == pytest.approx(step**2 / 12, rel=0.04)
+    # log2(4) bits more for each of half of the coordinates.
+    sizes = [len(ECSQ(0.4, embedding_step=s).encode(update, layout, rng)) for s in (1.0, 0.25)]
+    assert 8 * (sizes[1] - sizes[0]) == pytest.approx(2 * 20_000, rel=0.03)
+
+
+@pytest.mark.parametrize("method", BOTH)
+def test_without_embeddings_their_step_changes_nothing(method: type[ECSQ]) -> None:
+    update = np.random.default_rng(6).normal(size=6_000).astype(np.float32)
+    layout = layout_of((60, 100))
+    payloads = [
+        method(1.0, embedding_step=share).encode(update, layout, np.random.default_rng(0))
+        for share in (1.0, 0.25)
+    ]
+    assert payloads[0][4:] == payloads[1][4:]  # but for the frame
+
+
+@pytest.mark.parametrize("share", [0, 1.5, "1", True])
+def test_bad_steps_of_embeddings_are_refused(share: object) -> None:
+    with pytest.raises(ConfigError, match=f"embedding_step={share}: a number from 0.01 to 1"):
+        ECSQ(embedding_step=share)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"embedding_step=0\.5: .* 1 when target_nmse is set"):
+        LowRankECSQ(target_nmse=0.1, embedding_step=0.5)
+
+
 def test_quiet_arrays_get_few_bits() -> None:
     # Reverse water-filling: below the step nothing is sent, and the loud array costs as if alone.
     rng = np.random.default_rng(2)

@@ -45,6 +45,21 @@ SMALL = {
 }
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("gpt_neox", {"gpt_neox.embed_in.weight", "lm_head.weight"}),
+        ("gpt2", {"transformer.wte.weight"}),  # the head is tied to it
+        ("bloom", {"transformer.word_embeddings.weight"}),
+    ],
+)
+def test_arrays_with_a_row_for_each_token_are_marked(kind: str, named: set[str]) -> None:
+    architecture = {"model_type": kind, "vocab_size": 300, **SMALL[kind]}
+    model = ModelConfig(name=kind, weights="random", name_or_path=None, architecture=architecture)
+    layout = layout_of(build_model(model, 1))
+    assert {tensor.name for tensor in layout.tensors if tensor.tokens} == named
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_derived_layout_is_the_models_and_is_kept(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
