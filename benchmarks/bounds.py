@@ -20,7 +20,8 @@ from fedbw_sweep.compression.layout import FloatVector, Layout
 from fedbw_sweep.cost.bounds import Spectrum, gaussian_rate, reverse_water_filling, spectral_rate
 
 ROUNDS = 8, 16, 30
-NMSES = 0.302, 0.133
+NMSES = {"up": (0.302, 0.133), "down": (0.03, 0.01)}
+STEPS = 6.0, 4.5, 3.2, 2.2, 1.6, 1.1, 0.8, 0.55, 0.4
 
 
 def spectra_of(vector: FloatVector, layout: Layout) -> list[Spectrum]:
@@ -33,12 +34,15 @@ def spectra_of(vector: FloatVector, layout: Layout) -> list[Spectrum]:
 
 
 def show(name: str, vector: FloatVector, layout: Layout, known: Known) -> None:
-    """Print what a vector needs and takes, at each of `NMSES`."""
+    """Print what a vector needs and takes, at each of its way's `NMSES`."""
+    nmses = NMSES[name.split(",")[0]]
     arrays = [values for _, values in layout.split(vector)]
     energies = [np.square(values, dtype=float).sum() for values in arrays]
     spectra = spectra_of(vector, layout)
-    taken = [bits_at(context, vector, layout, known, NMSES) for context in ("none", "received")]
-    for nmse, plain, context in zip(NMSES, *taken, strict=True):
+    taken = [
+        bits_at(context, vector, layout, known, nmses, STEPS) for context in ("none", "received")
+    ]
+    for nmse, plain, context in zip(nmses, *taken, strict=True):
         needed = (
             gaussian_rate(nmse),
             reverse_water_filling(energies, [values.size for values in arrays], nmse),
@@ -61,7 +65,7 @@ def main(overrides: Sequence[str]) -> None:
         initial, client = models[0], int(sampler.cohort(number).clients[0])
         update = run.update(client, number)
         show(f"up, round {number}", update, run.layout, Known(initial, vector))
-        for away in (number - 1, 4):
+        for away in (number - 1, 5):
             held = models[-1 - away]
             name = f"down, round {number}, {away} rounds missed"
             show(name, vector - held, run.layout, Known(initial, held))

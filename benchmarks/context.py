@@ -24,11 +24,16 @@ NMSES = 0.45, 0.302, 0.133
 
 
 def bits_at(
-    context: str, update: FloatVector, layout: Layout, known: Known, nmses: Sequence[float] = NMSES
+    context: str,
+    update: FloatVector,
+    layout: Layout,
+    known: Known,
+    nmses: Sequence[float] = NMSES,
+    steps: Sequence[float] = STEPS,
 ) -> list[float]:
     """Return bits a coordinate at some NMSE: between two steps, straight in logarithms."""
     points = []
-    for step in STEPS:
+    for step in steps:
         codec = LowRankECSQ(step, context=context)
         payload = codec.encode(update, layout, rng_for(0, "encode"), known)
         decoded = codec.decode(payload, layout, known)

@@ -126,6 +126,12 @@ def codecs(path: Path) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows).replace("_", " ")
 
 
+def timed_blocks(page: str) -> dict[str, str]:
+    """Return what stands in a page of times, which recorded numbers do not tell."""
+    known = {f"{m[2]}": m[0][len(m[1]) : -len(m[3])] for m in BLOCK.finditer(page)}
+    return {block: known[block] for block in TIMED & set(known)}
+
+
 def describe(records: Records) -> str:
     """Say how many runs there are and, of those with a folder, versions and clients' time."""
     environments = [
@@ -178,14 +184,16 @@ def render_new(name: str) -> None:
     blocks = keep(name)
     page = (HERE / f"{name}.md").read_text(encoding="utf-8")
     own = {str(Path("outputs", sweep)) for sweep in newly_trained(page)}
+    timed = [sweeps(arguments) for arguments in reports(page) if "--network" in arguments]
+    if not all(str(folder) in own for folders in timed for folder in folders):
+        blocks = timed_blocks(page) | blocks
     render(name, blocks, {word: path for word, path in kept(page).items() if word not in own})
 
 
 def render_recorded(name: str) -> None:
     """Fill one page from the numbers kept beside it, but for what only run folders tell."""
     page = (HERE / f"{name}.md").read_text(encoding="utf-8")
-    known = {f"{m[2]}": m[0][len(m[1]) : -len(m[3])] for m in BLOCK.finditer(page)}
-    render(name, {block: known[block] for block in TIMED & set(known)}, kept(page))
+    render(name, timed_blocks(page), kept(page))
 
 
 def verify_samples(runs: list[str]) -> None:

@@ -51,6 +51,32 @@ def update_bytes_sent(
     return tuple(totals)
 
 
+def mean_missed(num_clients: int, cohorts: Iterable[Cohort]) -> float:
+    """Say how many rounds sampled clients have missed in the mean, the last one included.
+
+    Those of the first round, which are sent nothing, do not count.
+
+    Parameters
+    ----------
+    num_clients : int
+        Clients that exist, with the initial model.
+    cohorts : iterable of Cohort
+        Each round's clients.
+
+    Returns
+    -------
+    float
+        At least 1.
+    """
+    version_of, missed = np.zeros(num_clients, np.int64), [np.empty(0, np.int64)]
+    for version, cohort in enumerate(cohorts):
+        if version:
+            missed.append(version - version_of[cohort.clients])
+        version_of[cohort.replying] = version
+    counts = np.concatenate(missed)
+    return float(counts.mean()) if counts.size else 1.0
+
+
 def first_messages(num_clients: int, cohorts: Iterable[Cohort]) -> tuple[int, ...]:
     """Count each round's messages to clients that have never replied.
 

@@ -12,7 +12,7 @@ from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
-from fedbw_sweep.cost.downlink import first_messages, update_bytes_sent
+from fedbw_sweep.cost.downlink import first_messages, mean_missed, update_bytes_sent
 from fedbw_sweep.sampling import Numbers
 
 MEASURED_BITS = PACKAGE / "assets" / "bits.csv"
@@ -27,6 +27,10 @@ MEASURED_OF = "all", "body", "last_n"
 OTHER_MODEL = "tiny"
 """The model whose measured bits stand for those of models that were not measured."""
 
+
+LESSER = {"context", "embedding_step", "norm_correction"}
+"""Parameters that change a method's bits by less than half: where no measurement has their value,
+one without it stands for it."""
 
 EXACT = "exact"
 
@@ -125,12 +129,23 @@ def predict(
     is_update = config.upload == "update"
     up = _payload(config.compression, is_update, is_measured, name, layout, recorded)
     is_update = not config.downlink.codes_weights
-    down = _payload(config.downlink, is_update, is_measured, name, layout, None)
     sampler = config.sampler(sizes)
+    sends_updates = not config.downlink.codes_weights
+    merged = sends_updates and config.downlink.catch_up != "chain"
+    downlink, which = config.downlink, "the way down"
+    if merged and sampler.known and "step" in downlink.parameters:
+        # The step is in units of a round's change, which adds up as what is independent does.
+        missed = mean_missed(config.num_clients, sampler.cohorts(config.rounds))
+        downlink = downlink.model_copy(
+            update={"step": downlink.parameters["step"] / math.sqrt(missed)}
+        )
+        which = f"the way down, for {missed:.1f} rounds missed in the mean"
+    elif merged:
+        which = "the way down, whatever a client has missed"
+    down = _payload(downlink, is_update, is_measured, name, layout, None)
     if up is None or down is None or not sampler.known:
         return None
     sends_frozen = frozen_bytes > 0 and config.initial_model == "sent"
-    sends_updates = not config.downlink.codes_weights
     sent = received = (config.clients_per_round,) * config.rounds
     models, frozen = tuple(n * down[0] for n in sent), (0,) * config.rounds
     if sends_frozen or sends_updates or config.clients.dropout or sampler.rule.needs_sizes:
@@ -143,8 +158,6 @@ def predict(
         if sends_frozen:
             first = first_messages(config.num_clients, cohorts)
             frozen = tuple(frozen_bytes * n for n in first)
-    merged = sends_updates and config.downlink.catch_up != "chain"
-    which = "the way down, whatever a client has missed" if merged else "the way down"
     of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} ({which})"
     basis = "; ".join(dict.fromkeys(b for b in (up[1], of_the_way_down) if b != EXACT)) or EXACT
     return Prediction(models, up[0], sent, received, frozen, basis)
@@ -237,13 +250,18 @@ def bits_per_coordinate(compression: CompressionConfig, model: str) -> tuple[flo
     rows = _measured(compression.name)
     models = {name for name, _, _ in rows}
     measured = model if model in models else OTHER_MODEL
+    unlike = {key for key in LESSER & own.keys() if all(p[key] != own[key] for _, p, _ in rows)}
+    without = "".join(f", without {key}={own[key]}" for key in sorted(unlike))
+    own = {key: value for key, value in own.items() if key not in unlike}
     alike: dict[str, list[tuple[float, float]]] = {}  # by the parameter that differs
     for name, parameters, bits in rows:
+        parameters = {key: value for key, value in parameters.items() if key not in unlike}
         if name != measured or parameters.keys() != own.keys():
             continue
         different = [key for key in own if parameters[key] != own[key]]
         if not different:
-            return bits, f"{bits:.3g} bits per coordinate, measured by the codec bench on {name}"
+            basis = f"{bits:.3g} bits per coordinate, measured by the codec bench on {name}"
+            return bits, basis + without
         if len(different) == 1:
             [key] = different
             if all(type(value) in (int, float) for value in (own[key], parameters[key])):
@@ -254,6 +272,7 @@ def bits_per_coordinate(compression: CompressionConfig, model: str) -> tuple[flo
     bits = _interpolate(math.log(own[key]), sorted(points))
     return bits, (
         f"{bits:.3g} bits per coordinate, from the codec bench on {measured} at other {key}"
+        f"{without}"
     )
 
 

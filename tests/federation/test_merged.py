@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config.groups import ClientsConfig
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.cost.downlink import HEADER, LENGTH
+from fedbw_sweep.cost.downlink import HEADER, LENGTH, mean_missed
 from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import merged as merged_module
@@ -156,9 +156,25 @@ def test_updates_of_one_size_are_predicted_to_the_byte(name: str, initial_model:
 
 
 def test_an_estimate_says_that_it_leaves_out_what_was_missed() -> None:
-    prediction = predict(of("lowrank_ecsq"), matrix_layout())
+    prediction = predict(of("topk"), matrix_layout())
     assert prediction is not None
     assert prediction.basis.endswith("(the way down, whatever a client has missed)")
+
+
+def test_an_estimate_of_steps_goes_by_what_clients_miss() -> None:
+    """All in every round miss one; the step is that of the bench, else finer by the root."""
+    layout = matrix_layout()
+    sizes = []
+    for fraction in (1.0, 0.1):
+        config = of("lowrank_ecsq", fraction_fit=fraction, num_clients=20, rounds=30)
+        prediction = predict(config, layout)
+        assert prediction is not None
+        message = max(prediction.model_bytes) / config.clients_per_round
+        sizes.append(message - HEADER.size - LENGTH.size - layout.exact_bytes)
+        missed = 1.0 if fraction == 1 else mean_missed(20, config.sampler().cohorts(30))
+        assert f"for {missed:.1f} rounds missed in the mean)" in prediction.basis
+    assert 4 < missed < 12  # 2 of 20 a round: 10, less what the first rounds cut off
+    assert sizes[1] > 1.5 * sizes[0]
 
 
 def test_models_that_are_not_at_hand_are_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
