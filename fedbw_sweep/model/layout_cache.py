@@ -75,8 +75,8 @@ def _find(config: RunConfig) -> Shapes:
 def _read(path: Path) -> Shapes:
     kept = json.loads(path.read_text(encoding="utf-8"))
     tensors = (
-        TensorSpec(name, tuple(shape), dtype, tokens)
-        for name, shape, dtype, tokens in kept["tensors"]
+        TensorSpec(name, tuple(shape), dtype, *tokens)
+        for name, shape, dtype, *tokens in kept["tensors"]
     )
     return Shapes(Layout(tuple(tensors)), int(kept["frozen_bytes"]), kept["positions"])
 
@@ -84,7 +84,9 @@ def _read(path: Path) -> Shapes:
 def write_layout(found: Shapes, config: RunConfig, folder: Path) -> None:
     """Write the file in which `find_layout` finds a layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = [json.dumps([t.name, t.shape, t.dtype, t.tokens]) for t in found.layout.tensors]
+    tensors = [
+        json.dumps([t.name, t.shape, t.dtype, *([True] * t.tokens)]) for t in found.layout.tensors
+    ]
     text = '{{"of": {},\n"frozen_bytes": {},\n"positions": {},\n"tensors": [\n{}\n]}}\n'.format(
         _key(config), found.frozen_bytes, json.dumps(found.positions), ",\n".join(tensors)
     )
