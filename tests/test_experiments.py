@@ -61,7 +61,7 @@ def test_smoke(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     short: dict[str, RunConfig] = {}
     model = config_of("model=tiny").model
     for config in (configs[-1] for configs in runs(experiment)):
-        data = config.data.model_copy(update={"heldout_tokens": 64})
+        data = config.data.model_copy(update={"heldout_tokens": 64, "pooled": 1})
         steps = {"local_steps": 1, "local_epochs": 1} if config.local_epochs else {}
         own = {"num_clients": 2, "fraction_fit": 1.0, "data": data, "model": model, **CUT, **steps}
         cut = config.model_copy(update=own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -20,9 +20,12 @@ LENGTH = struct.Struct("<Q")
 
 
 def update_bytes_sent(
-    config: RunConfig, layout: Layout, cohorts: Iterable[Cohort], update_bytes: int
+    config: RunConfig,
+    layout: Layout,
+    cohorts: Iterable[Cohort],
+    update_bytes: Callable[[int], int],
 ) -> tuple[int, ...]:
-    """Count the payload of all messages down in each round, where each update has one size.
+    """Count the payload of all messages down in each round, where updates have known sizes.
 
     Parameters
     ----------
@@ -31,8 +34,8 @@ def update_bytes_sent(
         The arrays that travel.
     cohorts : iterable of Cohort
         Each round's clients.
-    update_bytes : int
-        Payload bytes of one encoded update.
+    update_bytes : callable
+        Payload bytes of one encoded update, by how many rounds' change it makes up for.
 
     Returns
     -------
@@ -43,38 +46,17 @@ def update_bytes_sent(
     totals = []
     for version, cohort in enumerate(cohorts):  # an update before each round but the first
         held = version_of[cohort.clients]
-        missed = version - held if config.downlink.catch_up == "chain" else min(version, 1)
-        cost = missed * (LENGTH.size + update_bytes)
-        each = np.where((held < 0) | (cost > whole), whole, cost)
-        totals.append(int(each.sum()) + len(cohort) * (HEADER.size + layout.exact_bytes))
+        missed = np.where(held < 0, 0, version - held)
+        if config.downlink.catch_up == "chain":
+            cost = missed * (LENGTH.size + update_bytes(1))
+        else:
+            different, place = np.unique(missed, return_inverse=True)
+            each = [n and LENGTH.size + update_bytes(n) for n in different.tolist()]
+            cost = np.array(each, np.int64)[place]
+        sent = np.where((held < 0) | (cost > whole), whole, cost)
+        totals.append(int(sent.sum()) + len(cohort) * (HEADER.size + layout.exact_bytes))
         version_of[cohort.replying] = version
     return tuple(totals)
-
-
-def mean_missed(num_clients: int, cohorts: Iterable[Cohort]) -> float:
-    """Say how many rounds sampled clients have missed in the mean, the last one included.
-
-    Those of the first round, which are sent nothing, do not count.
-
-    Parameters
-    ----------
-    num_clients : int
-        Clients that exist, with the initial model.
-    cohorts : iterable of Cohort
-        Each round's clients.
-
-    Returns
-    -------
-    float
-        At least 1.
-    """
-    version_of, missed = np.zeros(num_clients, np.int64), [np.empty(0, np.int64)]
-    for version, cohort in enumerate(cohorts):
-        if version:
-            missed.append(version - version_of[cohort.clients])
-        version_of[cohort.replying] = version
-    counts = np.concatenate(missed)
-    return float(counts.mean()) if counts.size else 1.0
 
 
 def first_messages(num_clients: int, cohorts: Iterable[Cohort]) -> tuple[int, ...]:

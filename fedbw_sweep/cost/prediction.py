@@ -12,7 +12,7 @@ from fedbw_sweep.compression.layout import Layout
 from fedbw_sweep.config.groups import CompressionConfig
 from fedbw_sweep.config.run import RunConfig
 from fedbw_sweep.config.section import PACKAGE
-from fedbw_sweep.cost.downlink import first_messages, mean_missed, update_bytes_sent
+from fedbw_sweep.cost.downlink import first_messages, update_bytes_sent
 from fedbw_sweep.sampling import Numbers
 
 MEASURED_BITS = PACKAGE / "assets" / "bits.csv"
@@ -132,17 +132,16 @@ def predict(
     sampler = config.sampler(sizes)
     sends_updates = not config.downlink.codes_weights
     merged = sends_updates and config.downlink.catch_up != "chain"
-    downlink, which = config.downlink, "the way down"
-    if merged and sampler.known and "step" in downlink.parameters:
-        # The step is in units of a round's change, which adds up as what is independent does.
-        missed = mean_missed(config.num_clients, sampler.cohorts(config.rounds))
-        downlink = downlink.model_copy(
-            update={"step": downlink.parameters["step"] / math.sqrt(missed)}
-        )
-        which = f"the way down, for {missed:.1f} rounds missed in the mean"
-    elif merged:
-        which = "the way down, whatever a client has missed"
-    down = _payload(downlink, is_update, is_measured, name, layout, None)
+    step = config.downlink.parameters.get("step") if merged else None
+
+    def size_down(missed: int) -> tuple[int, str] | None:
+        """Return what `_payload` does, of an update that makes up for so many rounds' change."""
+        downlink = config.downlink
+        if step is not None:  # of a round's change, which adds up as what is independent does
+            downlink = downlink.model_copy(update={"step": step / math.sqrt(missed)})
+        return _payload(downlink, is_update, is_measured, name, layout, None)
+
+    down = size_down(1)
     if up is None or down is None or not sampler.known:
         return None
     sends_frozen = frozen_bytes > 0 and config.initial_model == "sent"
@@ -154,10 +153,15 @@ def predict(
         received = tuple(len(cohort.replying) for cohort in cohorts)
         models = tuple(n * down[0] for n in sent)
         if sends_updates:
-            models = update_bytes_sent(config, layout, cohorts, down[0] - layout.exact_bytes)
+            models = update_bytes_sent(
+                config, layout, cohorts, lambda n: (size_down(n) or down)[0] - layout.exact_bytes
+            )
         if sends_frozen:
             first = first_messages(config.num_clients, cohorts)
             frozen = tuple(frozen_bytes * n for n in first)
+    which = "the way down" if not merged else "the way down, whatever a client has missed"
+    if step is not None:
+        which = "the way down, at a step finer by the root of the rounds that a client has missed"
     of_the_way_down = down[1] if down[1] == EXACT else f"{down[1]} ({which})"
     basis = "; ".join(dict.fromkeys(b for b in (up[1], of_the_way_down) if b != EXACT)) or EXACT
     return Prediction(models, up[0], sent, received, frozen, basis)

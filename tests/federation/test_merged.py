@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedbw_sweep.compression.layout import FloatVector, Layout, TensorSpec
 from fedbw_sweep.config.groups import ClientsConfig
 from fedbw_sweep.config.run import RunConfig
-from fedbw_sweep.cost.downlink import HEADER, LENGTH, mean_missed
+from fedbw_sweep.cost.downlink import HEADER, LENGTH
 from fedbw_sweep.cost.prediction import predict
 from fedbw_sweep.errors import ConfigError, PayloadError
 from fedbw_sweep.federation import merged as merged_module
@@ -162,7 +162,7 @@ def test_an_estimate_says_that_it_leaves_out_what_was_missed() -> None:
 
 
 def test_an_estimate_of_steps_goes_by_what_clients_miss() -> None:
-    """All in every round miss one; the step is that of the bench, else finer by the root."""
+    """All in every round miss one round; the fewer take part, the more they have missed."""
     layout = matrix_layout()
     sizes = []
     for fraction in (1.0, 0.1):
@@ -171,9 +171,11 @@ def test_an_estimate_of_steps_goes_by_what_clients_miss() -> None:
         assert prediction is not None
         message = max(prediction.model_bytes) / config.clients_per_round
         sizes.append(message - HEADER.size - LENGTH.size - layout.exact_bytes)
-        missed = 1.0 if fraction == 1 else mean_missed(20, config.sampler().cohorts(30))
-        assert f"for {missed:.1f} rounds missed in the mean)" in prediction.basis
-    assert 4 < missed < 12  # 2 of 20 a round: 10, less what the first rounds cut off
+        assert "finer by the root of the rounds that a client has missed)" in prediction.basis
+        shorter = predict(config.model_copy(update={"rounds": 7}), layout)
+        assert shorter is not None  # whose rounds are those of the longer one
+        assert shorter.model_bytes == prediction.model_bytes[:7]
+        assert shorter.basis == prediction.basis
     assert sizes[1] > 1.5 * sizes[0]
 
 
