@@ -24,7 +24,7 @@ STOP_S = 30
 
 
 YOUNG = """
-import json, os, signal, sys
+import json, os, signal, sys, tempfile
 from fedbw_sweep.backends.ray.node import Node
 
 node = Node(2, False, 300, sys.argv[1] or None)
@@ -36,10 +36,13 @@ ray.init(
 )
 
 @ray.remote(max_retries=5)
-def about(preloaded):
+def about(preloaded, folder):
     import gc, os, signal, sys, time
     from pathlib import Path
-    time.sleep(0.3)  # one worker does not do the work of both
+    Path(folder, str(time.monotonic_ns())).touch()
+    until = time.monotonic() + 20
+    while len(os.listdir(folder)) < 2 and time.monotonic() < until:
+        time.sleep(0.01)  # one worker does not do the work of both
     return {
         "preloaded": preloaded in sys.modules,
         "pid": os.getpid(),
@@ -54,7 +57,8 @@ def about(preloaded):
     }
 
 for line in sys.stdin:
-    workers = ray.get([about.remote(sys.argv[2]) for _ in range(2)])
+    with tempfile.TemporaryDirectory() as folder:
+        workers = ray.get([about.remote(sys.argv[2], folder) for _ in range(2)])
     print(json.dumps({"node": node.process.pid, "workers": workers}), flush=True)
 ray.shutdown()
 node.stop()
