@@ -279,7 +279,7 @@ def test_a_killed_sweep_resumes(undisturbed: tuple[Path, str], tmp_path: Path) -
     assert len(missing) == len(results) - len(kept) == 3 - len(kept)
     assert missing["reason"].str.contains("was announced but never recorded").all()
     printed = sweep(tmp_path, *HALF, "backend.workers=1")
-    assert "goes on after round" in printed
+    assert "goes on after round" in printed, printed
     assert f"{len(kept)} of 3 runs are done" in printed
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert_same_runs(folder, undisturbed[0])
